@@ -5,20 +5,29 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/24_all.ipynb #c3a4b2b2
+# %% ../nbs/24_all.ipynb #e8fbc220
 from .core import *
 from .tasks import *
 from .prompts import *
 from .models import *
 from .behaviour import *
+from .references import *
+from .evaluate import *
+from .planted import *
+from .rerun import *
+from .patching import *
+from .attribution import *
+from .paths import *
+from .verify import *
 from .activations import *
 from .sae import *
 from .scores import *
 from .circuit import *
-from .references import *
-from .evaluate import *
 from .find import *
+from .baselines import *
+from .runs import *
+from .benchmark import *
 from .plots import *
 
-# %% ../nbs/24_all.ipynb #a3908c3f
+# %% ../nbs/24_all.ipynb #75c6ae36
 __all__ = sorted(n for n in globals() if not n.startswith('_'))

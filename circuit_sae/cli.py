@@ -5,29 +5,30 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/23_cli.ipynb #e59814ae
+# %% ../nbs/23_cli.ipynb #ef17bfb1
 import argparse, sys
 from pathlib import Path
 from .core import *
 
-# %% ../nbs/23_cli.ipynb #9f4d42e3
+# %% ../nbs/23_cli.ipynb #46406a4f
 def _parser():
     "The command line; nothing heavy is imported to print its help."
     p = argparse.ArgumentParser('circuit_sae', description='Find the attention heads that carry out a task.')
-    sub = p.add_subparsers(dest='command', required=True, metavar='{find,check,tasks,models}')
+    sub = p.add_subparsers(dest='command', required=True, metavar='{find,check,patch,benchmark,tasks,models}')
     def command(name, help):
         c = sub.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         c.add_argument('--debug', action='store_true', help='show the traceback of an error')
         return c
-    for name, help in (('find', 'find the heads that carry out a task'), ('check', 'can the model do the task, and is the comparison fair?')):
-        c = command(name, help)
-        c.add_argument('task', help="a built-in task (see 'circuit_sae tasks'), or a .csv or .jsonl file with positive, negative, answer, wrong")
+    for name, help in (('find', 'find the heads that carry out a task'), ('check', 'can the model do the task, and is the comparison fair?'),
+                       ('patch', 'measure what every head does, by patching it')):
+        c, every = command(name, help), ", or 'all'" if name == 'patch' else ''
+        c.add_argument('task', help=f"a built-in task (see 'circuit_sae tasks'), or a .csv or .jsonl file with positive, negative, answer, wrong{every}")
         c.add_argument('--model', default='smollm2-135m', help="a short name (see 'circuit_sae models'), a hub name, or a local folder")
-        c.add_argument('--n', type=int, default=250, help='number of pairs of a positive and a negative prompt')
-        c.add_argument('--task_seed', type=int, default=0, help='seed of the prompts')
+        c.add_argument('--n', type=int, default=40 if name == 'patch' else 250, help='number of pairs of a positive and a negative prompt')
+        c.add_argument('--task_seed', type=int, default=1000 if name == 'patch' else 0, help='seed of the prompts')
         c.add_argument('--device', default=None, help='cpu, cuda, ...; a GPU if there is one')
         c.add_argument('--dtype', default='float32', help='float32, bfloat16 or float16')
-        c.add_argument('--batch_size', type=int, default=50, help='prompts in a forward pass')
+        c.add_argument('--batch_size', type=int, default=256 if name == 'patch' else 50, help='prompts in a forward pass')
         c.add_argument('--answer_token', default='whole', help="for a task file: 'whole', answers are one token, or 'first', they count by their first")
         c.add_argument('--any_length', action='store_true', help='for a task file: let the prompts of a pair differ in length')
     f = sub.choices['find']
@@ -39,10 +40,27 @@ def _parser():
     f.add_argument('--pool', default='mean', help="'mean', 'mean_no_bos' or 'last'")
     f.add_argument('--rows', type=int, default=20, help='rows of the table to print')
     f.add_argument('--out', default=None, help='folder for circuit.json, scores.csv, the autoencoder and a picture')
+    t = sub.choices['patch']
+    t.add_argument('--ablation', default='resample', help="what takes a head's place: 'resample', 'mean' or 'zero'")
+    t.add_argument('--metric', default='logit_diff', help="'logit_diff', 'log_prob' or 'prob'")
+    t.add_argument('--effect', type=float, default=.05, help='smallest effect that makes a head part of the ground truth')
+    t.add_argument('--edges', action='store_true', help='patch the edges between those heads (with --effect 0.02 as a rule) instead of the heads')
+    t.add_argument('--out', default=None, help='file for the effects (.safetensors; of edges .json); with all, a folder; taken up again after a stop')
+    b = command('benchmark', 'run every method on every task and judge it by ground truth')
+    b.add_argument('--methods', nargs='+', default=None, metavar='METHOD', help='labels such as "mean difference"; all')
+    b.add_argument('--tasks', nargs='+', default=['ioi', 'greater_than', 'docstring', 'induction'], metavar='TASK', help="tasks, or families of planted circuits; settings in brackets: 'greater_than[negative=random]'")
+    b.add_argument('--models', nargs='+', default=['smollm2-135m'], metavar='MODEL', help="models, or 'planted'")
+    b.add_argument('--draws', type=int, default=5, help='draws of the prompts (of planted circuits too)')
+    b.add_argument('--seeds', type=int, default=1, help='seeds of the scorers that have one')
+    b.add_argument('--n', type=int, default=250, help='pairs, for methods that only run the model forward')
+    b.add_argument('--n_causal', type=int, default=24, help='pairs, for methods that use gradients or interventions')
+    b.add_argument('--effect', type=float, default=.05, help='smallest effect that makes a head part of the ground truth')
+    b.add_argument('--workers', type=int, default=None, help='processes; half the cores')
+    b.add_argument('--out', default='runs/benchmark', help='folder for runs and table; taken up again after a stop')
     command('tasks', 'the tasks that are built in'); command('models', 'the models that go by a short name')
     return p
 
-# %% ../nbs/23_cli.ipynb #e9dc84e8
+# %% ../nbs/23_cli.ipynb #39a34a50
 def _task(args):
     from circuit_sae.prompts import get_task
     return get_task(args.task, n=args.n, seed=args.task_seed, answer_token=args.answer_token, equal_length=not args.any_length)
@@ -55,7 +73,7 @@ def _model(args, task):
     for warning in task.lint(model): print(f'! {warning}')
     return model
 
-# %% ../nbs/23_cli.ipynb #fe196e6e
+# %% ../nbs/23_cli.ipynb #a1904f39
 def _check(args):
     task = _task(args)
     model = _model(args, task)
@@ -83,7 +101,56 @@ def _draw(found, out):
     with whole_file(Path(out)/'heads.png') as p: ax.figure.savefig(p, dpi=150)
     return [str(Path(out)/f) for f in ('circuit.json', 'scores.csv', 'edges.csv', 'codes.csv', 'heads.png', 'acts.safetensors', 'sae.safetensors')]
 
-# %% ../nbs/23_cli.ipynb #388ccf45
+# %% ../nbs/23_cli.ipynb #2f8e714e
+_MEASURED = dict(resample=40) # pairs, by ablation
+_EDGES = dict(n=12, effect=.02, tasks=('ioi', 'induction'))
+
+def _patch(args):
+    from circuit_sae.patching import ABLATIONS, patch_heads
+    from circuit_sae.behaviour import get_metric
+    one_of(args.ablation, ABLATIONS, 'ablation'); get_metric(args.metric)
+    if args.task == 'all': return _patch_all(args)
+    task = _task(args)
+    model = _model(args, task)
+    path = None if args.edges else args.out
+    effects = patch_heads(model, task, args.ablation, metric=args.metric, batch_size=args.batch_size, out=path)
+    print(effects, effects.reference(args.effect), sep='\n\n')
+    if args.edges: _patch_edges(model, task, effects.reference(args.effect), args.out, args.batch_size)
+    if args.out: print(f'\nwrote {args.out}')
+
+def _patch_edges(model, task, heads, out, batch_size):
+    from circuit_sae.paths import patch_paths
+    edges = patch_paths(model, task, heads, batch_size=batch_size)
+    print(edges)
+    if out: edges.save(out)
+
+def _patch_all(args):
+    from circuit_sae.models import load_model
+    from circuit_sae.patching import patch_heads
+    from circuit_sae.prompts import TASKS, get_task
+    if not args.out: raise InputError("'all' needs a folder: --out FOLDER.")
+    model, out = load_model(args.model, device=args.device, dtype=args.dtype), check_writable(args.out)
+    for ablation, n in _MEASURED.items():
+        for name in TASKS:
+            effects = patch_heads(model, get_task(name, n=n, seed=args.task_seed), ablation, batch_size=args.batch_size, out=out/f'{name}-{ablation}.safetensors')
+            print(effects, end='\n\n')
+            if ablation == 'resample' and name in _EDGES['tasks'] and not (out/f'{name}-edges.json').exists():
+                _patch_edges(model, get_task(name, n=_EDGES['n'], seed=args.task_seed), effects.reference(_EDGES['effect']), out/f'{name}-edges.json', args.batch_size)
+
+# %% ../nbs/23_cli.ipynb #da30f1fd
+def _benchmark(args):
+    from circuit_sae.baselines import METHODS, SCORERS
+    from circuit_sae.benchmark import benchmark, judge_table, leaderboard, load_table
+    label, name = (lambda m: m if isinstance(m, str) else m[0]), (lambda m: m if isinstance(m, str) else m[1])
+    for m in args.methods or (): one_of(m, map(label, METHODS), 'method')
+    chosen = [m for m in METHODS if args.methods is None or label(m) in args.methods]
+    for causal, n in ((False, args.n), (True, args.n_causal)):
+        methods = [m for m in chosen if SCORERS[name(m)].causal == causal]
+        if methods: benchmark(methods, args.tasks, args.models, range(args.seeds), range(args.draws), (min(n, args.n),), args.out, effect=args.effect, n_workers=args.workers)
+    print(leaderboard(load_table(args.out)))
+    print(f'\nwrote {args.out}')
+
+# %% ../nbs/23_cli.ipynb #829a1214
 def _tasks(args):
     from circuit_sae.prompts import TASKS
     for name, make in TASKS.items(): print(f'{name:14} {make(n=2).description}')
@@ -98,7 +165,7 @@ def main(
 )->int: # Exit status: 0 well, 2 bad input, 1 anything else, 130 interrupted
     "The `circuit_sae` command."
     args = _parser().parse_args(argv)
-    try: dict(find=_find, check=_check, tasks=_tasks, models=_models)[args.command](args)
+    try: dict(find=_find, check=_check, patch=_patch, benchmark=_benchmark, tasks=_tasks, models=_models)[args.command](args)
     except KeyboardInterrupt: print('\ninterrupted; what was finished is in place', file=sys.stderr); return 130
     except InputError as e:
         if args.debug: raise

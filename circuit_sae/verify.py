@@ -216,12 +216,14 @@ def to_frame(self:Verification): # pandas DataFrame, one row a head and ablation
             for a, k in enumerate(self.ablations) for i in self._order()]
     return pd.DataFrame(rows)
 
-# %% ../nbs/13_verify.ipynb #d7b63137
+# %% ../nbs/13_verify.ipynb #315d999c
 def _draw_heads(ax, x, y, se, names, filled):
     "Points with bars and names; heads outside the circuit hollow."
     ax.errorbar(x, y, 1.96*se, fmt='none', color='.6', lw=1, zorder=1)
     ax.plot(x, y, 'o', color='k', mfc='k' if filled else 'w', ms=5 if filled else 4, label='in the circuit' if filled else 'outside')
-    for a, b, n in zip(x, y, names): ax.annotate(n, (a, b), xytext=(4, 3), textcoords='offset points', fontsize=7)
+    near, names = lambda v: np.abs(v[:, None] - v) < .06*max(np.ptp(v), 1e-9), [*names]
+    crowd = (np.tril(near(np.asarray(x)) & near(np.asarray(y)), -1) & (np.array(names) != '')).sum(1) # names that would be written over: one line higher for each
+    for a, b, n, up in zip(x, y, names, crowd): ax.annotate(n, (a, b), xytext=(4, 3 + 8*up), textcoords='offset points', fontsize=7)
 
 def _draw_random(ax, r, F):
     "Random circuits as bars, the circuit as a point above its line."
@@ -247,8 +249,9 @@ def plot(self:Verification,
     _draw_heads(ax, self.association if scored else self.minimality[a], self.alone[a], self.alone_se[a], map(str, self.heads), True)
     ax.axhline(0, color='.7', lw=.8, zorder=0)
     ax.set(xlabel='association' if scored else 'minimality: F lost without the head', ylabel='effect alone', title=f"{self.made_from['task']}, {self.ablations[a]} ablation")
+    ax.title.set_fontsize(9); ax.margins(x=.15, y=.1)
     if effects is not None: ax.legend(fontsize=7)
-    _draw_random(ax.inset_axes([1.16, 0, .3, 1]), self.random[a], self.faithfulness[a])
+    _draw_random(ax.inset_axes([1.22, 0, .3, 1]), self.random[a], self.faithfulness[a])
     return ax
 
 def _draw_others(self, ax, effects, ablation, size):

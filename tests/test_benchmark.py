@@ -139,10 +139,10 @@ def test_a_failing_run_does_not_take_the_others(tmp_path, here):
     ('mean diference', {}, "Did you mean 'mean difference'"), ('random', dict(tasks='chians'), "Did you mean 'chain'"),
     ('random', dict(models='plantd'), "Did you mean 'planted'"), ('random', dict(tasks='chain[noize=1]'), "Did you mean 'noise'"),
     ('random', dict(reference={'chian': ['0.0']}), "Did you mean 'chain'"), ([], {}, 'methods is empty'),
-    ('random', dict(models='gpt2', tasks='ioi', reference=None), 'pairs'), (['random', 'random'], {}, 'two methods are called'),
+    ('random', dict(models='gpt2', tasks='ioi', n_pairs=1), 'n_pairs: expected whole numbers from 2 up'), (['random', 'random'], {}, 'two methods are called'),
     (lambda evidence: evidence, {}, 'other processes cannot import')])
 def test_nonsense_is_refused_before_anything_runs(tmp_path, methods, more, says):
-    with pytest.raises(InputError, match=says): benchmark(methods, **dict(out=tmp_path/'out', tasks='chain', models='planted', n_pairs=1) | more)
+    with pytest.raises(InputError, match=says): benchmark(methods, **dict(out=tmp_path/'out', tasks='chain', models='planted', n_pairs=5) | more)
     assert not (tmp_path/'out').exists()
 
 def test_a_truth_of_another_model_is_refused(tmp_path, here):
@@ -150,6 +150,25 @@ def test_a_truth_of_another_model_is_refused(tmp_path, here):
         benchmark('random', 'chain', 'planted', n_pairs=5, out=tmp_path, executor=here, reference={'chain': ['L11H10']})
     assert len(finished(tmp_path)) == 1                                    # what was run is kept, to be judged by another
     assert len(benchmark('random', 'chain', 'planted', n_pairs=5, out=tmp_path, executor=here)) == 1
+
+def test_a_model_in_a_folder_and_a_task_in_a_file(tmp_path, here):
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from circuit_sae.models import tiny_tokenizer
+    from circuit_sae.prompts import ioi_task
+    tokenizer, folder, pairs = tiny_tokenizer(), tmp_path/'model', tmp_path/'mine.jsonl'
+    GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=4, n_embd=32, vocab_size=len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ioi_task(n=8).save(pairs)
+    what = dict(models=str(folder), tasks=['ioi', str(pairs)], draws=(0, 1), n_pairs=6, out=tmp_path/'out', executor=here)
+    with pytest.raises(InputError, match='no truth to judge'): benchmark('mean difference', **what)
+    with pytest.raises(InputError, match='another model'): benchmark('mean difference', reference={'ioi': ['L2H0'], 'mine': None}, **what)
+    df = benchmark('mean difference', reference={'ioi': ['L1H0'], 'mine': None}, **what)
+    assert df.error.isna().all() and df.n_pairs.eq(6).all() and [len(s) for s in df.scores] == [8]*4
+    assert df.roc_auc.notna().tolist() == [True, True, False, False] and df.forward.ge(12).all()
+    assert df.scores[0] != df.scores[1] and df.scores[2] != df.scores[3]  # each draw has its own prompts
+    ioi_task(n=9).save(pairs)                                              # the file changes: its runs are new, the others are not
+    again = benchmark('mean difference', reference={'ioi': ['L1H0'], 'mine': None}, **what)
+    assert (again.key == df.key).tolist() == [True, True, False, False]
 
 def test_dask_on_a_local_cluster(tmp_path, slow_scorers):
     distributed = pytest.importorskip('distributed')
