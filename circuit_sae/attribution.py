@@ -10,7 +10,7 @@ import numpy as np, torch
 from .core import *
 from .behaviour import get_metric
 from .patching import pair_buckets
-from .rerun import collect_z
+from .rerun import _ids, _last, collect_z
 
 # %% ../nbs/11_attribution.ipynb #90bca438
 def z_gradients(
@@ -20,7 +20,7 @@ def z_gradients(
     embed=None, # Called with the token embeddings [batch, position, d_model]; returns those to use
 )->tuple: # Metric [batch], `z` and its gradient, each [layer, batch, position, n_heads, d_head]
     "One forward and one backward pass; the gradient of the summed metric with respect to every head's output."
-    ids, z, zeros = torch.as_tensor(ids, device=next(model.original_model.parameters()).device), {}, {}
+    z, zeros = {}, {}
     def add_zeros(layer):
         def hook(x, hook):
             z[layer], zeros[layer] = x.detach(), torch.zeros_like(x, requires_grad=True)
@@ -32,8 +32,7 @@ def z_gradients(
     for p in wanted: p.requires_grad_(False)
     try:
         with torch.enable_grad(), model.hooks(fwd_hooks=hooks):
-            out = model.original_model(ids, logits_to_keep=1)
-            m = metric(getattr(out, 'logits', out)[:, -1].float())
+            m = metric(_last(model.original_model(_ids(model, ids), logits_to_keep=1)))
             grads = torch.autograd.grad(m.sum(), [zeros[l] for l in range(model.cfg.n_layers)])
     finally:
         for p in wanted: p.requires_grad_(True)
@@ -60,7 +59,7 @@ def attribute_heads(
 def _attribute(model, positives, negatives, measure, steps):
     "Sums over one batch: (effects [n_layers * n_heads], difference of the metric)."
     logits, z_neg = collect_z(model, negatives)
-    z_neg, corrupted, kept = z_neg.clone(), measure(logits.clone()).sum().item(), []
+    corrupted, kept = measure(logits).sum().item(), []
     if steps is None: clean, z, grad = z_gradients(model, positives, measure)
     else:
         _embeddings(model, negatives, kept)
@@ -73,4 +72,4 @@ def _attribute(model, positives, negatives, measure, steps):
 def _embeddings(model, ids, kept):
     "Append the token embeddings of `ids` to `kept`."
     with model.hooks(fwd_hooks=[('embed.hook_out', lambda x, hook: kept.append(x.detach()))]):
-        model.original_model(torch.as_tensor(ids, device=next(model.original_model.parameters()).device), logits_to_keep=1)
+        model.original_model(_ids(model, ids), logits_to_keep=1)

@@ -9,7 +9,7 @@ __all__ = ['SCORERS', 'METHODS', 'Cost', 'Meter', 'Evidence', 'paired_norms', 'S
            'get_scorer', 'score_heads']
 
 # %% ../nbs/20_baselines.ipynb #3fff7162
-import contextlib, time
+import time
 from typing import NamedTuple
 
 import numpy as np, torch

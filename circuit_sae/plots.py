@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['plot_heads']
 
-# %% ../nbs/22_plots.ipynb #cebeb02f
+# %% ../nbs/22_plots.ipynb #b48742d0
 import numpy as np
 from fastcore.basics import patch
 from .core import *
 from .scores import NodeScores
 from .circuit import Circuit
 from .sae import DiscreteSAE
+from .benchmark import Leaderboard
 
-# %% ../nbs/22_plots.ipynb #387ae1ab
+# %% ../nbs/22_plots.ipynb #bfe6290b
 def _axis(ax, size):
     "`ax`, or a new one of `size` inches."
     import matplotlib.pyplot as plt
@@ -29,7 +30,7 @@ def _outline(ax, heads, inset=0, **style):
     from matplotlib.patches import Rectangle
     for h in map(parse_head, heads): ax.add_patch(Rectangle((h.layer - .5 + inset, h.head - .5 + inset), 1 - 2*inset, 1 - 2*inset, fill=False, **style))
 
-# %% ../nbs/22_plots.ipynb #f36c0ef1
+# %% ../nbs/22_plots.ipynb #cf3eac1a
 def plot_heads(
     scores, # `NodeScores`, or an array [n_layers, n_heads]
     circuit=(), # Heads to outline in solid black, in any spelling
@@ -54,7 +55,7 @@ def plot_heads(
     ax.figure.colorbar(im, ax=ax, label=label or name, fraction=.05, pad=.02)
     return ax
 
-# %% ../nbs/22_plots.ipynb #79b44622
+# %% ../nbs/22_plots.ipynb #e3573b17
 @patch
 def plot(self:NodeScores,
     ax=None, # Where to draw
@@ -72,7 +73,7 @@ def plot(self:Circuit,
     if self.scores is None: raise InputError('this circuit has no scores to draw; it was made from a list of heads.')
     return plot_heads(self.scores, self, ax=ax, **{'title': f'{len(self)} heads', **kw})
 
-# %% ../nbs/22_plots.ipynb #f8884b04
+# %% ../nbs/22_plots.ipynb #84f4c1e9
 @patch
 def plot(self:DiscreteSAE,
     ax=None, # Where to draw
@@ -81,4 +82,26 @@ def plot(self:DiscreteSAE,
     ax = _axis(ax, (3.6, 2.2))
     ax.plot(self.losses, color='k')
     ax.set(xlabel='step', ylabel='loss', title=f"Training, seed {self.cfg['seed']}")
+    return ax
+
+# %% ../nbs/22_plots.ipynb #eba4845f
+@patch
+def plot(self:Leaderboard,
+    figure='average_precision', # Or 'roc_auc'
+    ax=None, # Where to draw
+):
+    "Every method in every group, best first, with intervals."
+    one_of(figure, ['average_precision', 'roc_auc'], 'figure')
+    f, name = self.frame, dict(average_precision='average precision', roc_auc='ROC AUC')[figure]
+    methods, groups = list(dict.fromkeys(f.method)), list(dict.fromkeys(f.group))
+    ax = _axis(ax, (7, .3*len(methods) + 1))
+    for i, group in enumerate(groups):
+        own, shade = f[f.group == group], f'{.55*i/max(1, len(groups) - 1):.2f}'
+        y = own.method.map(methods.index) + (i - (len(groups) - 1)/2)*.17
+        ax.errorbar(own[figure], y, xerr=own[f'{figure}_pm'].fillna(0), fmt='osD^vP*X'[i % 8], ms=4, color=shade, elinewidth=.8, label=group)
+        ax.axvline(own.chance.mean() if figure == 'average_precision' else .5, color=shade, lw=.8, ls=':')
+    for i in range(0, len(methods), 2): ax.axhspan(i - .5, i + .5, color='.95', zorder=0)
+    causal = set(f.method[f.causal])
+    ax.set(yticks=range(len(methods)), yticklabels=[m + ' *'*(m in causal) for m in methods], ylim=(len(methods) - .5, -.5), xlim=(-.02, 1.02), xlabel=name)
+    ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return ax

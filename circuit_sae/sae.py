@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DiscreteSAE', 'sae_loss', 'Codes', 'encode_acts', 'draw_examples', 'train_sae', 'save_sae', 'load_sae']
 
-# %% ../nbs/16_sae.ipynb #9ce592eb
+# %% ../nbs/16_sae.ipynb #ae684433
 import json
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from .core import *
 from .activations import HeadActs
 
-# %% ../nbs/16_sae.ipynb #c2d42b39
+# %% ../nbs/16_sae.ipynb #be3377f6
 class DiscreteSAE(nn.Module):
     "A ReLU autoencoder whose strongest latent is the code of its input."
     def __init__(self,
@@ -56,7 +56,7 @@ class DiscreteSAE(nn.Module):
         a = self.encode(x)
         return self.decode(a), a
 
-# %% ../nbs/16_sae.ipynb #1d942553
+# %% ../nbs/16_sae.ipynb #a54b86e1
 def sae_loss(
     sae:DiscreteSAE, # The autoencoder
     x:torch.Tensor, # float [point, d_in]
@@ -66,7 +66,7 @@ def sae_loss(
     x_hat, a = sae(x)
     return (x - x_hat).pow(2).mean() + l1_coefficient * a.abs().sum(-1).mean()
 
-# %% ../nbs/16_sae.ipynb #ef5577af
+# %% ../nbs/16_sae.ipynb #fcf03d1d
 class Codes:
     "Integers [example, head]: the strongest latent of each head on each example."
     def __init__(self,
@@ -90,7 +90,7 @@ class Codes:
         null = '' if self.null_share is None else f', no latent fires on {self.null_share.mean():.0%}'
         return f'Codes [{self.shape[0]} examples, {self.shape[1]} heads]: {used.min()} to {used.max()} distinct codes a head (median {np.median(used):.0f}){null}'
 
-# %% ../nbs/16_sae.ipynb #fd4612ac
+# %% ../nbs/16_sae.ipynb #2e035658
 def _layer_inputs(sae, acts, layer, rows=slice(None)):
     "Outputs of one layer's heads as the SAE sees them, float [row, n_heads, d_in]."
     x, H = acts.result(layer, rows).to(sae.W_enc.device), acts.n_heads
@@ -115,7 +115,7 @@ def encode_acts(
 
 DiscreteSAE.codes = encode_acts
 
-# %% ../nbs/16_sae.ipynb #ff1aa643
+# %% ../nbs/16_sae.ipynb #6c2db3d6
 def draw_examples(
     is_positive, # bool [example]
     n_examples:int=10, # How many to draw
@@ -132,7 +132,7 @@ def draw_examples(
     k = min(max(n_examples - n_examples//2, n_examples - len(neg)), len(pos))
     return np.sort(np.r_[pos[:k], neg[:n_examples-k]])
 
-# %% ../nbs/16_sae.ipynb #a357165d
+# %% ../nbs/16_sae.ipynb #fecd1b22
 def train_sae(
     acts:HeadActs, # Head outputs of a task
     n_examples:int=10, # Examples to train on; every head of each is a training point
@@ -165,7 +165,7 @@ def train_sae(
     sae.made_from = dict(acts=acts.fingerprint(), rows=rows.tolist())
     return sae.requires_grad_(False)
 
-# %% ../nbs/16_sae.ipynb #fd2d4e68
+# %% ../nbs/16_sae.ipynb #a83a77c4
 def _sae_repr(self):
     c = self.cfg
     trained = f"; trained on {c['n_examples']} examples, {c['n_epochs']} steps, λ={c['l1_coefficient']}, loss {self.losses[0]:.4g} → {self.losses[-1]:.4g}" if self.losses else ''
@@ -173,7 +173,7 @@ def _sae_repr(self):
             f"seed={c['seed']}{trained}")
 DiscreteSAE.__repr__ = _sae_repr
 
-# %% ../nbs/16_sae.ipynb #55210b1f
+# %% ../nbs/16_sae.ipynb #3bf99f89
 def save_sae(
     self:DiscreteSAE, # A trained autoencoder
     path, # A `.safetensors` file

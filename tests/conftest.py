@@ -1,6 +1,11 @@
-"What the tests share: where the repository is, its files, and a copy of it to work on."
-import shutil, subprocess
+"What the tests share: where the repository is, its files, a copy of it to work on, and the cores."
+import os, shutil, subprocess
 from pathlib import Path
+
+# Several test processes share the cores: threads that wait for each other's core spin, and make everything many times slower.
+WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//WORKERS))) # before torch is imported
+
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,7 +35,7 @@ def test_wheel_from_source_archive(copy, tmp_path, settings):
         meta = message_from_string(z.read(f'{info}/METADATA').decode())
         points = configparser.ConfigParser(delimiters=['='])
         points.read_string(z.read(f'{info}/entry_points.txt').decode())
-    assert {p.relative_to(ROOT).as_posix() for d in ('*.py', 'data/*') for p in (ROOT/'circuit_sae').glob(d)} <= names
+    assert {p.relative_to(ROOT).as_posix() for p in [*(ROOT/'circuit_sae').glob('*.py'), *(ROOT/'circuit_sae/data').rglob('*.*')]} <= names
     assert 'circuit_sae/data/circuits.json' in names
     assert not [n for n in names if not n.startswith(('circuit_sae/', info))]
     assert points['console_scripts']['circuit_sae'] == 'circuit_sae.cli:main'
