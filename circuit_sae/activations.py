@@ -108,7 +108,7 @@ def cache_head_acts(
         w = torch.from_numpy(weights[ids.shape[1]])
         def pool_layer(layer, z_layer): z[rows, layer] = torch.einsum('bphd,p->bhd', z_layer, w.to(z_layer.device)).cpu()
         logits = run(model, ids, pool_layer)
-        judged[rows] = judge(logits, [tokens.answers[r] for r in rows], [tokens.wrongs[r] for r in rows])
+        judged[rows] = tokens.measure(judge, logits, rows)
     return HeadActs(z, write_matrices(model).cpu(), tokens.is_positive, _made_from(model, task, pool), Behaviour(judged, tokens.is_positive, task.name))
 
 # %% ../nbs/15_activations.ipynb #5fab92d1

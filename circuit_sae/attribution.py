@@ -50,7 +50,7 @@ def attribute_heads(
     if steps is not None and steps < 1: raise InputError(f'steps must be at least 1, got {steps}.')
     m, tokens, total, gap = get_metric(metric), task.tokens(model), 0., 0.
     for pairs, positives, negatives in progress(list(pair_buckets(model, task, batch_size)), f'{task.name}: attribution', unit='batch'):
-        measure = lambda logits: m(logits, [tokens.answers[i] for i in pairs], [tokens.wrongs[i] for i in pairs])
+        measure = lambda logits: tokens.measure(m, logits, pairs)
         effect, change = _attribute(model, positives, negatives, measure, steps)
         total, gap = total + effect, gap + change
     if not abs(gap) > 1e-6*task.n: raise InputError('the metric is the same on positives and negatives: there is no difference to attribute.')

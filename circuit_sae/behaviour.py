@@ -156,5 +156,5 @@ def check(self:Task,
     tokens = self.tokens(model)
     judged = np.zeros((len(tokens.ids), 3), dtype=np.float32)
     for rows, ids in progress(list(tokens.buckets(batch_size)), f'{self.name}: behaviour', unit='batch'):
-        judged[rows] = judge(run(model, ids), [tokens.answers[r] for r in rows], [tokens.wrongs[r] for r in rows])
+        judged[rows] = tokens.measure(judge, run(model, ids), rows)
     return Behaviour(judged, tokens.is_positive, self.name)

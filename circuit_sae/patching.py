@@ -14,7 +14,7 @@ import numpy as np, torch
 from .core import *
 from .models import model_identity
 from .behaviour import get_metric
-from .references import effect_reference, effect_size, read_effects
+from .references import effect_reference, effect_size, read_effects, share
 from .rerun import *
 
 # %% ../nbs/10_patching.ipynb #35cff61a
@@ -99,9 +99,7 @@ class HeadEffects:
     @property
     def se(self): # float [n_layers * n_heads]
         "Standard error of `effect` over pairs (delta method for a ratio of means)."
-        gap = self.clean - self.corrupted
-        left = self.clean[:, None] - self.patched - self.effect*gap[:, None]
-        return left.std(0, ddof=1) / len(gap)**.5 / abs(gap.mean())
+        return share((self.clean[:, None] - self.patched).T, self.clean - self.corrupted)[1]
 
     def ranked(self): # [(head, signed effect)], largest first by size
         return [(all_heads(self.n_layers, self.n_heads)[i], self.effect[i]) for i in np.argsort(-self.values, kind='stable')]
@@ -175,15 +173,14 @@ def patch_heads(
 def _patch_bucket(effects, model, tokens, subs, bucket, positions, metric, batch_size):
     "Fill `effects` for the pairs of one bucket, a layer at a time."
     (pairs, positives, negatives), H = bucket, model.cfg.n_heads
-    answers, wrongs = [tokens.answers[i] for i in pairs], [tokens.wrongs[i] for i in pairs]
     where, start, mid = _position_mask(positions, positives.shape[1]), subs.first(positives, negatives), None
     for layer in range(model.cfg.n_layers):
         heads = slice(layer*H, (layer+1)*H)
         if np.isnan(effects.patched[pairs, heads]).any():
             if mid is None: mid, (logits, z) = Midway(model, positives), subs(negatives)
-            effects.clean[pairs], effects.corrupted[pairs] = (metric(x, answers, wrongs).cpu() for x in (mid.logits, logits))
+            effects.clean[pairs], effects.corrupted[pairs] = (tokens.measure(metric, x, pairs).cpu() for x in (mid.logits, logits))
             patched = patch_layer(mid, layer, z[layer], where, start, batch_size)
-            effects.patched[pairs, heads] = metric(patched, [a for a in answers for _ in range(H)], [w for w in wrongs for _ in range(H)]).view(-1, H).cpu()
+            effects.patched[pairs, heads] = tokens.measure(metric, patched, np.repeat(pairs, H)).view(-1, H).cpu()
         yield layer
 
 # %% ../nbs/10_patching.ipynb #a8436837

@@ -68,6 +68,14 @@ class TaskTokens(NamedTuple):
                 part = rows[i:i+batch_size]
                 yield np.array(part), np.array([self.ids[r] for r in part])
 
+    def measure(self,
+        metric, # A function of (logits [batch, d_vocab], answers, wrongs)
+        logits, # Of the last position, float [batch, d_vocab]
+        rows, # Which row each one is of, int [batch]
+    ): # What `metric` gives
+        "Measure logits by the answers and wrong answers of their rows."
+        return metric(logits, [self.answers[r] for r in rows], [self.wrongs[r] for r in rows])
+
 # %% ../nbs/01_tasks.ipynb #5f733a33
 _columns = Example._fields
 

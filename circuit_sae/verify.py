@@ -10,7 +10,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .core import *
 from .behaviour import get_metric
-from .references import effect_size
+from .references import effect_size, share
 from .rerun import run_edited
 from .patching import ABLATIONS, Substitutes, pair_buckets, _made_from
 
@@ -74,7 +74,7 @@ def measure_sets(
     with progress(None, f'{task.name}: verifying', len(ablations)*len(buckets)*len(keep), 'set') as bar:
         for a, subs in enumerate(Substitutes(model, task, a, batch_size) for a in ablations):
             for pairs, positives, negatives in buckets:
-                of = lambda logits: metric(logits, [tokens.answers[i] for i in pairs], [tokens.wrongs[i] for i in pairs]).detach().float().cpu().numpy()
+                of = lambda logits: tokens.measure(metric, logits, pairs).detach().float().cpu().numpy()
                 logits, z = subs(negatives)
                 negative[pairs] = of(logits)
                 step = max(1, batch_size//len(pairs))
@@ -82,13 +82,6 @@ def measure_sets(
                     found = run_kept(model, positives, keep[s:s+step], z)
                     out[a, s:s+step, pairs] = np.stack([of(l) for l in found], 1); bar.update(len(found))
     return out, negative
-
-# %% ../nbs/13_verify.ipynb #d189e1fb
-def _share(part, whole):
-    "Ratio of the means over pairs, the last axis, and its standard error (delta method)."
-    part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
-    ratio = part.mean(-1) / whole.mean(-1)
-    return ratio, (part - ratio[..., None]*whole).std(-1, ddof=1) / part.shape[-1]**.5 / np.abs(whole.mean(-1))
 
 # %% ../nbs/13_verify.ipynb #39948c3a
 class Verification:
@@ -106,11 +99,11 @@ class Verification:
         self.incompleteness = np.abs(F(m['all_but_part'])[0] - F(m['circuit_but_part'])[0]).mean(1) # [ablation]
         self.minimality, self.minimality_se = F(m['circuit'] - m['circuit_but_one'], 0) # [ablation, head of the circuit]
         self.alone = np.stack([effect_size(a[0], negative, b.T) for a, b in zip(m['all'], m['all_but_one'])]) # the same
-        self.alone_se = _share(m['all'] - m['all_but_one'], m['all'] - negative)[1]
+        self.alone_se = share(m['all'] - m['all_but_one'], m['all'] - negative)[1]
         self.random = F(m['random'])[0] # [ablation, random circuit]
         self.p = (1 + (self.random >= self.faithfulness[:, None]).sum(1)) / (1 + self.random.shape[1]) # [ablation]
 
-    def _F(self, x, less=None): return _share(x - (self.sets['none'] if less is None else less), self.sets['all'] - self.sets['none'])
+    def _F(self, x, less=None): return share(x - (self.sets['none'] if less is None else less), self.sets['all'] - self.sets['none'])
     ablations = property(lambda self: self.made_from['ablation'])
     association = property(lambda self: None if self.scores is None else self.scores[self._index()]) # float [head of the circuit]
     def _index(self): m = self.made_from['model']; return [head_index(h, m['n_layers'], m['n_heads']) for h in self.heads]
