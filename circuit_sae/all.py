@@ -27,6 +27,9 @@ from .find import *
 from .baselines import *
 from .runs import *
 from .benchmark import *
+from .experiments import *
+from .meaning import *
+from .paper import *
 from .plots import *
 
 # %% ../nbs/24_all.ipynb #75c6ae36

@@ -131,7 +131,7 @@ def scorer(
 
 # %% ../nbs/20_baselines.ipynb #a3585113
 @scorer('random', seeded=True)
-def random_score(ev): "Chance."; return ev.rng.random(ev.n)
+def random_score(ev): "Chance."; return np.random.default_rng([ev.seed, ev.task.seed]).random(ev.n)
 
 @scorer('layer index')
 def layer_index(ev): "The layer's number."; return np.repeat(np.arange(ev.model.cfg.n_layers), ev.model.cfg.n_heads).astype(float)

@@ -14,7 +14,7 @@ from .core import *
 def _parser():
     "The command line; nothing heavy is imported to print its help."
     p = argparse.ArgumentParser('circuit_sae', description='Find the attention heads that carry out a task.')
-    sub = p.add_subparsers(dest='command', required=True, metavar='{find,check,patch,benchmark,tasks,models}')
+    sub = p.add_subparsers(dest='command', required=True, metavar='{find,check,patch,benchmark,experiment,paper,tasks,models}')
     def command(name, help):
         c = sub.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         c.add_argument('--debug', action='store_true', help='show the traceback of an error')
@@ -50,13 +50,21 @@ def _parser():
     b.add_argument('--methods', nargs='+', default=None, metavar='METHOD', help='labels such as "mean difference"; all')
     b.add_argument('--tasks', nargs='+', default=['ioi', 'greater_than', 'docstring', 'induction'], metavar='TASK', help="tasks, or families of planted circuits; settings in brackets: 'greater_than[negative=random]'")
     b.add_argument('--models', nargs='+', default=['smollm2-135m'], metavar='MODEL', help="models, or 'planted'")
-    b.add_argument('--draws', type=int, default=5, help='draws of the prompts (of planted circuits too)')
-    b.add_argument('--seeds', type=int, default=1, help='seeds of the scorers that have one')
-    b.add_argument('--n', type=int, default=250, help='pairs, for methods that only run the model forward')
     b.add_argument('--n_causal', type=int, default=24, help='pairs, for methods that use gradients or interventions')
     b.add_argument('--effect', type=float, default=.05, help='smallest effect that makes a head part of the ground truth')
-    b.add_argument('--workers', type=int, default=None, help='processes; half the cores')
-    b.add_argument('--out', default='runs/benchmark', help='folder for runs and table; taken up again after a stop')
+    e = command('experiment', "change one setting of the published protocol, and say whether the paper's finding carries over")
+    e.add_argument('name', help="training_examples, scored_examples, width, sparsity, head_norm, softmax, negatives, pooling, or 'all'")
+    e.add_argument('--model', default='smollm2-135m', help="a model with ground truth, or 'planted'")
+    e.add_argument('--tasks', nargs='+', default=None, metavar='TASK', help="other tasks than the paper's; with planted, families of circuits")
+    m = command('paper', "make the paper's main table beside the published figures")
+    m.add_argument('--models', nargs='+', default=['gpt2', 'attn-only-4l'], metavar='MODEL', help='these, or folders of models of 12 x 12 and 4 x 8 heads')
+    m.add_argument('--variants', action='store_true', help='judge by every published list of heads')
+    for c, seeds, out in ((b, 1, 'benchmark'), (e, 1, 'experiments'), (m, 10, 'paper')):
+        if c is not m: c.add_argument('--draws', type=int, default=5, help='draws of the prompts (of planted circuits too)')
+        c.add_argument('--seeds', type=int, default=seeds, help='seeds of the scorers that have one')
+        c.add_argument('--n', type=int, default=250, help='pairs of prompts; in a benchmark for methods that only run the model forward')
+        c.add_argument('--workers', type=int, default=None, help='processes; half the cores')
+        c.add_argument('--out', default=f'runs/{out}', help='folder for runs and table; taken up again after a stop')
     command('tasks', 'the tasks that are built in'); command('models', 'the models that go by a short name')
     return p
 
@@ -150,7 +158,24 @@ def _benchmark(args):
     print(leaderboard(load_table(args.out)))
     print(f'\nwrote {args.out}')
 
-# %% ../nbs/23_cli.ipynb #829a1214
+# %% ../nbs/23_cli.ipynb #1e9c5e14
+def _experiment(args):
+    import matplotlib
+    matplotlib.use('Agg')
+    from circuit_sae.experiments import EXPERIMENTS, experiment_table, plot_experiment, run_experiment, verdict
+    df = run_experiment(args.name, args.model, range(args.draws), range(args.seeds), args.n, args.tasks, args.out, n_workers=args.workers)
+    for e in EXPERIMENTS.values():
+        if args.name not in ('all', e.name) or args.tasks and e.name == 'negatives': continue
+        print(e.question, e.says, experiment_table(df, e.name).round(3).to_string(index=False, na_rep=''), verdict(df, e.name), sep='\n', end='\n\n')
+        with whole_file(Path(args.out)/f'{e.name}.png') as p: plot_experiment(df, e.name)[0].figure.savefig(p, dpi=150)
+    print(f'wrote {args.out}')
+
+def _paper(args):
+    from circuit_sae.paper import paper_table
+    print(paper_table(args.models, range(args.seeds), args.n, args.variants, args.out, n_workers=args.workers))
+    print(f'\nwrote {args.out}')
+
+# %% ../nbs/23_cli.ipynb #c1a0e853
 def _tasks(args):
     from circuit_sae.prompts import TASKS
     for name, make in TASKS.items(): print(f'{name:14} {make(n=2).description}')
@@ -165,7 +190,7 @@ def main(
 )->int: # Exit status: 0 well, 2 bad input, 1 anything else, 130 interrupted
     "The `circuit_sae` command."
     args = _parser().parse_args(argv)
-    try: dict(find=_find, check=_check, patch=_patch, benchmark=_benchmark, tasks=_tasks, models=_models)[args.command](args)
+    try: dict(find=_find, check=_check, patch=_patch, benchmark=_benchmark, experiment=_experiment, paper=_paper, tasks=_tasks, models=_models)[args.command](args)
     except KeyboardInterrupt: print('\ninterrupted; what was finished is in place', file=sys.stderr); return 130
     except InputError as e:
         if args.debug: raise
