@@ -278,9 +278,11 @@ def paired(
     n_boot:int=10_000, # Bootstrap samples
     seed:int=0, # Of the bootstrap
 )->Paired: # `InputError` where the methods share no cell
-    "Compare two methods cell by cell; seeds are averaged first."
+    "Compare two methods cell by cell; seeds are averaged first. Methods that had different numbers of pairs are compared draw by draw."
     one_of(figure, _JUDGED[3:], 'figure')
-    x, y = [df[df.method == one_of(m, df.method.unique(), 'method in this table')].groupby(_CELL)[figure].mean() for m in (a, b)]
+    x, y = [df[df.method == one_of(m, df.method.unique(), 'method in this table')] for m in (a, b)]
+    cell = [k for k in _CELL if k != 'n_pairs' or {*x.n_pairs} & {*y.n_pairs}]
+    x, y = [m.groupby(cell)[figure].mean() for m in (x, y)]
     d = (x - y).dropna().to_numpy(float)
     if not len(d): raise InputError(f"'{a}' and '{b}' share no judged cell.")
     low, high = np.quantile(np.random.default_rng(seed).choice(d, (n_boot, len(d))).mean(1), (.025, .975))
