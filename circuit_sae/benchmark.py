@@ -87,23 +87,25 @@ def judge_table(
     return _frame([row | _judge(row, found[row['model'], row['task']]) for row in _rows(df)])
 
 # %% ../nbs/21_benchmark.ipynb #d684de68
-def _stored(out):
-    "Rows of the table in `out`, and of finished runs that are not yet in it."
+def _stored(out, damaged=set_aside):
+    "Rows of the table in `out`, and of finished runs that are not yet in it; `damaged(path, why)` is called for a table that cannot be read."
     import pandas as pd
     path, rows = Path(out)/'table.parquet', []
     if path.is_file():
         try: rows = _rows(pd.read_parquet(path)[COLUMNS])
-        except Exception as e: set_aside(path, f'no table: {str(e).splitlines()[0]}')
+        except Exception as e: damaged(path, f'no table: {str(e).splitlines()[0]}')
     have = {r['key'] for r in rows if not r['error']}
     new = sorted(p.stem for p in (Path(out)/'rows').glob('*.json') if p.stem[0] != '.' and p.stem not in have)
     new = [row for row in (read_row(out, k) for k in new) if row]
     return [r for r in rows if r['key'] not in {n['key'] for n in new}] + new
 
+def _unreadable(path, why): raise InputError(f"'{path}' cannot be read ({why}). Restore it; or start the benchmark again, which renames it and makes what is missing.")
+
 def load_table(
     out='runs/benchmark', # Folder of a benchmark
 ): # A DataFrame, one row a run; `InputError` where there is none
     "Every run that a folder holds; those of a benchmark that has not ended are not judged yet."
-    if rows := _stored(out): return _frame(rows)
+    if rows := _stored(out, set_aside if any((Path(out)/'rows').glob('*.json')) else _unreadable): return _frame(rows)
     raise InputError(f"no benchmark in '{out}'. Expected a folder that `benchmark` has written.")
 
 def _save_table(df, out):
@@ -172,7 +174,8 @@ def benchmark(
     _check_truths([r.cell for r in runs], reference, effect)
     if executor is None: _check_portable(runs)
     out = check_writable(Path(out).expanduser().resolve()/'rows').parent
-    rows = {r.key: row for r in runs if (row := read_row(out, r.key))}
+    kept = {row['key']: row for row in _stored(out) if not row.get('error')} # a table may have come without its rows
+    rows = {r.key: row for r in runs if (row := read_row(out, r.key) or kept.get(r.key))}
     todo = [r for r in runs if r.key not in rows]
     for row in _do(todo, out, executor, n_workers) if todo else ():
         rows[row['key']] = row
@@ -252,7 +255,10 @@ def leaderboard(
              f"±: 95 % t interval over {' to '.join(map(str, n))} cells (draws). seed SD: of AP over the seeds of a draw. forward, backward: passes, in prompts."]
     if f.causal.any(): notes[0] += ' *: looks at answers, gradients or interventions.'
     for c in ('model', 'task', 'n_pairs'):
-        if c not in by and ok[c].nunique() > 1: notes.append(f"Averaged over {c}: {', '.join(map(str, ok[c].unique()))}.")
+        if c in by or ok[c].nunique() < 2: continue
+        own = ok.groupby('method', sort=False)[c].unique().map(lambda v: ', '.join(map(str, v)))
+        most = own.mode()[0]
+        notes.append(f"{c}: " + '; '.join([most + ' (averaged)'*(',' in most), *(f"{v} for {', '.join(own.index[own == v])}" for v in own.unique() if v != most)]) + '.')
     if bad := int(df.error.notna().sum()): notes.append(f'{bad} runs failed and are left out.')
     return Leaderboard(f, by, notes)
 

@@ -48,7 +48,7 @@ def _parser():
     t.add_argument('--out', default=None, help='file for the effects (.safetensors; of edges .json); with all, a folder; taken up again after a stop')
     b = command('benchmark', 'run every method on every task and judge it by ground truth')
     b.add_argument('--methods', nargs='+', default=None, metavar='METHOD', help='labels such as "mean difference"; all')
-    b.add_argument('--tasks', nargs='+', default=['ioi', 'greater_than', 'docstring', 'induction'], metavar='TASK', help="tasks, or families of planted circuits; settings in brackets: 'greater_than[negative=random]'")
+    b.add_argument('--tasks', nargs='+', default=None, metavar='TASK', help="tasks (the four built in), or families of planted circuits; settings in brackets: 'greater_than[negative=random]'")
     b.add_argument('--models', nargs='+', default=['smollm2-135m'], metavar='MODEL', help="models, or 'planted'")
     b.add_argument('--n_causal', type=int, default=24, help='pairs, for methods that use gradients or interventions')
     b.add_argument('--effect', type=float, default=.05, help='smallest effect that makes a head part of the ground truth')
@@ -148,14 +148,17 @@ def _patch_all(args):
 # %% ../nbs/23_cli.ipynb #da30f1fd
 def _benchmark(args):
     from circuit_sae.baselines import METHODS, SCORERS
-    from circuit_sae.benchmark import benchmark, judge_table, leaderboard, load_table
+    import pandas as pd
+    from circuit_sae.benchmark import benchmark, leaderboard
+    from circuit_sae.planted import PLANTS
     label, name = (lambda m: m if isinstance(m, str) else m[0]), (lambda m: m if isinstance(m, str) else m[1])
     for m in args.methods or (): one_of(m, map(label, METHODS), 'method')
     chosen = [m for m in METHODS if args.methods is None or label(m) in args.methods]
+    tasks, dfs = args.tasks or (list(PLANTS) if args.models == ['planted'] else ['ioi', 'greater_than', 'docstring', 'induction']), []
     for causal, n in ((False, args.n), (True, args.n_causal)):
         methods = [m for m in chosen if SCORERS[name(m)].causal == causal]
-        if methods: benchmark(methods, args.tasks, args.models, range(args.seeds), range(args.draws), (min(n, args.n),), args.out, effect=args.effect, n_workers=args.workers)
-    print(leaderboard(load_table(args.out)))
+        if methods: dfs.append(benchmark(methods, tasks, args.models, range(args.seeds), range(args.draws), (min(n, args.n),), args.out, effect=args.effect, n_workers=args.workers))
+    print(leaderboard(pd.concat(dfs)))
     print(f'\nwrote {args.out}')
 
 # %% ../nbs/23_cli.ipynb #1e9c5e14

@@ -43,7 +43,8 @@ def one_of(
     if name in names: return name
     near = difflib.get_close_matches(str(name).lower(), [str(n).lower() for n in names], n=1, cutoff=0.5)
     hint = f" Did you mean '{next(n for n in names if str(n).lower()==near[0])}'?" if near else ''
-    raise InputError(f"unknown {what} '{name}'.{hint} Known: {', '.join(map(str, names))}.")
+    known = [f"'{n}'" if any(',' in str(m) for m in names) else str(n) for n in names]
+    raise InputError(f"unknown {what} '{name}'.{hint} Known: {', '.join(known)}.")
 
 # %% ../nbs/00_core.ipynb #afdd7140
 class Head(NamedTuple):

@@ -1,5 +1,5 @@
 "A benchmark is killed, damaged, asked for nonsense and handed to other executors; its table comes out the same."
-import os, signal, subprocess, sys, time, warnings
+import os, shutil, signal, subprocess, sys, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -99,6 +99,15 @@ def test_more_is_added_and_nothing_lost(tmp_path, here):
     assert all(p.stat().st_mtime_ns == t for p, t in stamps.items())
     benchmark('random', out=tmp_path, executor=here, **WHAT)               # asked for less: the table still holds all
     assert sorted(load_table(tmp_path).key) == sorted(large.key)
+
+def test_a_table_alone_is_enough_to_go_on(tmp_path, here):
+    df = benchmark(METHODS, out=tmp_path, executor=here, **WHAT)
+    shutil.rmtree(tmp_path/'rows')                                         # as in a folder that was shared or committed
+    again = benchmark(METHODS, out=tmp_path, executor=here, **WHAT)
+    assert again.equals(df) and not finished(tmp_path)                     # the very same runs, none made again
+    (tmp_path/'table.parquet').write_bytes(b'PAR1')
+    with pytest.raises(InputError, match='Restore it'): load_table(tmp_path)
+    assert (tmp_path/'table.parquet').read_bytes() == b'PAR1'              # reading changes nothing
 
 def test_damaged_files_are_set_aside(tmp_path, here):
     df = benchmark(METHODS, out=tmp_path, executor=here, **WHAT)
