@@ -2,9 +2,9 @@
 import os, shutil, subprocess
 from pathlib import Path
 
-# Several test processes share the cores: threads that wait for each other's core spin, and make everything many times slower.
-WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
-os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//WORKERS))) # before torch is imported
+# Test processes that share the cores get their part of them: threads that wait for each other's core spin, and everything takes many times longer.
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//int(os.environ['PYTEST_XDIST_WORKER_COUNT'])))) # before torch is imported
 
 import pytest
 
