@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCORERS', 'METHODS', 'Cost', 'Meter', 'Evidence', 'paired_norms', 'Scorer', 'scorer', 'random_score', 'layer_index',
-           'mean_difference', 'paired_difference', 'probe', 'unique_codes', 'pair_head_count', 'shuffled_labels',
-           'untrained_codes', 'kmeans_codes', 'hyperplane_codes', 'attribution_patching', 'eap_ig', 'exact_patching',
-           'get_scorer', 'score_heads']
+           'class_difference', 'mean_difference', 'paired_difference', 'probe', 'unique_codes', 'pair_head_count',
+           'shuffled_labels', 'untrained_codes', 'kmeans_codes', 'hyperplane_codes', 'attribution_patching', 'eap_ig',
+           'exact_patching', 'get_scorer', 'score_heads']
 
 # %% ../nbs/20_baselines.ipynb #3fff7162
 import time
@@ -136,12 +136,18 @@ def random_score(ev): "Chance."; return np.random.default_rng([ev.seed, ev.task.
 @scorer('layer index')
 def layer_index(ev): "The layer's number."; return np.repeat(np.arange(ev.model.cfg.n_layers), ev.model.cfg.n_heads).astype(float)
 
+def class_difference(
+    acts, # `HeadActs`
+)->NodeScores:
+    "Norm of the difference of class means of a head's pooled output."
+    y = torch.from_numpy(acts.is_positive)
+    d = acts.z[y].mean(0) - acts.z[~y].mean(0)
+    return NodeScores(torch.einsum('lhd,lhdm->lhm', d, acts.W).norm(dim=-1).flatten().numpy(), acts.n_heads, 'mean difference')
+
 @scorer('mean difference')
 def mean_difference(ev, pool='mean'):
     "Norm of the difference of class means of a head's pooled output."
-    acts, y = ev.acts(pool), torch.from_numpy(ev.acts(pool).is_positive)
-    d = acts.z[y].mean(0) - acts.z[~y].mean(0)
-    return torch.einsum('lhd,lhdm->lhm', d, acts.W).norm(dim=-1).flatten().numpy()
+    return class_difference(ev.acts(pool))
 
 @scorer('paired difference')
 def paired_difference(ev, over='mean', scaled=False):

@@ -187,9 +187,6 @@ def benchmark(
                       f'{bad.task.iloc[0]}: {bad.error.iloc[0]}', stacklevel=2)
     return df
 
-# Three families of planted circuits, four draws of each, 20 pairs of prompts. A second call with the same arguments finds
-# everything done.
-
 # %% ../nbs/21_benchmark.ipynb #47212706
 @functools.cache
 def _chance(p, n): # average precision of random scores, `p` of `n` heads being true

@@ -60,7 +60,7 @@ def test_gradient_is_the_slope_of_patching(model, task):
     "A head patched a little of the way moves the metric by as much of its attribution."
     from circuit_sae.attribution import _attribute
     tokens, (pairs, positives, negatives) = task.tokens(model), next(pair_buckets(model, task))
-    measure = lambda logits: get_metric('logit_diff')(logits, [tokens.answers[i] for i in pairs], [tokens.wrongs[i] for i in pairs])
+    measure = lambda logits: tokens.measure(get_metric('logit_diff'), logits, pairs)
     effect, _ = _attribute(model, positives, negatives, measure, None)
     z_neg = collect_z(model, negatives)[1]
     def part_way(layer, head, share):
