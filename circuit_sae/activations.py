@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['POOLS', 'HeadActs', 'cache_head_acts', 'load_acts']
 
-# %% ../nbs/15_activations.ipynb #ef0d1ec2
+# %% ../nbs/15_activations.ipynb #1cc46a70
 import json
 from pathlib import Path
 
 import numpy as np, torch
 from fastcore.basics import patch
 from .core import *
-from .tasks import Encoder
-from .models import run, write_matrices, check_writes, model_identity
+from .tasks import Encoder, first_difference
+from .models import run_pairs, write_matrices, check_writes, model_identity
 from .behaviour import Behaviour, judge
 
-# %% ../nbs/15_activations.ipynb #53e5d3fb
+# %% ../nbs/15_activations.ipynb #44200079
 POOLS = ['mean', 'mean_no_bos', 'last']
 
 def _pool_weights(pool, n_pos, has_bos):
@@ -31,7 +31,7 @@ def _pool_weights(pool, n_pos, has_bos):
         w[list(pool)] = 1
     return w / w.sum()
 
-# %% ../nbs/15_activations.ipynb #82367709
+# %% ../nbs/15_activations.ipynb #4236a270
 class HeadActs:
     "Pooled outputs of every head on every example: `z` and the matrices that widen it."
     def __init__(self,
@@ -75,7 +75,7 @@ class HeadActs:
                 f"{self.n_layers} x {self.n_heads} heads, z {list(self.z.shape)}, {self.z.nbytes/1e6:.1f} MB (wide result: "
                 f"{len(self)*self.n_layers*self.n_heads*self.d_model*4/1e6:.0f} MB), pool={m.get('pool')!r}")
 
-# %% ../nbs/15_activations.ipynb #60adb254
+# %% ../nbs/15_activations.ipynb #f827f1fc
 def _check_finite(z):
     bad = ~torch.isfinite(z.flatten(2)).all(-1).all(0)
     if bad.any():
@@ -83,14 +83,14 @@ def _check_finite(z):
         raise InputError(f"NaN or infinite activations in layer{'s' if len(layers)>1 else ''} {', '.join(map(str, layers[:5]))}{', …' if len(layers)>5 else ''}. "
                          "Half precision overflows in some models: load with dtype='float32' or 'bfloat16'.")
 
-# %% ../nbs/15_activations.ipynb #828275e7
+# %% ../nbs/15_activations.ipynb #dd8b6928
 def _made_from(model, task, pool):
     "What decides the content of a cache."
     tokens = task.tokens(model)
     return dict(model=model_identity(model), task=task.name, pairs=fingerprint(tokens.ids, tokens.is_positive, tokens.answers, tokens.wrongs),
                 n_pairs=task.n, seed=task.seed, pool=pool if isinstance(pool, str) else list(pool))
 
-# %% ../nbs/15_activations.ipynb #952a52fe
+# %% ../nbs/15_activations.ipynb #0e223319
 def cache_head_acts(
     model, # A TransformerLens bridge
     task, # A `Task`
@@ -101,17 +101,24 @@ def cache_head_acts(
     if batch_size < 1: raise InputError(f'batch_size must be at least 1, got {batch_size}.')
     tokens, cfg, has_bos = task.tokens(model), model.cfg, Encoder(model).bos is not None
     weights = {n: _pool_weights(pool, n, has_bos) for n in sorted({len(i) for i in tokens.ids})}
-    check_writes(model, [tokens.ids[0]])
+    W = write_matrices(model)
+    check_writes(model, [tokens.ids[0]], W=W)
     z = torch.empty(len(tokens.ids), cfg.n_layers, cfg.n_heads, cfg.d_head)
     judged = np.zeros((len(tokens.ids), 3), dtype=np.float32)
-    for rows, ids in progress(list(tokens.buckets(batch_size)), f'{task.name}: activations', unit='batch'):
-        w = torch.from_numpy(weights[ids.shape[1]])
-        def pool_layer(layer, z_layer): z[rows, layer] = torch.einsum('bphd,p->bhd', z_layer, w.to(z_layer.device)).cpu()
-        logits = run(model, ids, pool_layer)
-        judged[rows] = tokens.measure(judge, logits, rows)
-    return HeadActs(z, write_matrices(model).cpu(), tokens.is_positive, _made_from(model, task, pool), Behaviour(judged, tokens.is_positive, task.name))
+    for pairs, *ids in progress(list(tokens.pairs(batch_size)), f'{task.name}: activations', unit='batch'):
+        rows = pairs, pairs + task.n
+        w, shared = [torch.from_numpy(weights[i.shape[1]]) for i in ids], min(map(first_difference, *ids))
+        def pool_layer(layer, x): z[rows[0], layer] = _pooled(x, w[0]); z[rows[1], layer] = _pooled(x[:, :shared], w[1][:shared])
+        def pool_rest(layer, x):
+            rest, whole = _pooled(x, w[1][-x.shape[1]:]), x.shape[1] == len(w[1])
+            z[rows[1], layer] = rest if whole else z[rows[1], layer] + rest
+        for r, logits in zip(rows, run_pairs(model, *ids, pool_layer, pool_rest)): judged[r] = tokens.measure(judge, logits, r)
+    return HeadActs(z, W.cpu(), tokens.is_positive, _made_from(model, task, pool), Behaviour(judged, tokens.is_positive, task.name))
 
-# %% ../nbs/15_activations.ipynb #5fab92d1
+def _pooled(x, w): # `x` [batch, position, n_heads, d_head], weighted by `w` [position]
+    return torch.einsum('bphd,p->bhd', x, w.to(x.device)).cpu()
+
+# %% ../nbs/15_activations.ipynb #ea112b2a
 @patch
 def save(self:HeadActs,
     path, # A `.safetensors` file
@@ -122,7 +129,7 @@ def save(self:HeadActs,
     if self.behaviour: tensors['judged'] = torch.from_numpy(self.behaviour.judged)
     with whole_file(path) as p: save_file(tensors, p, metadata=dict(made_from=json.dumps(self.made_from), format='circuit_sae.HeadActs 1'))
 
-# %% ../nbs/15_activations.ipynb #0eb72418
+# %% ../nbs/15_activations.ipynb #0beae352
 def _differences(have, want, where=''):
     "Readable differences between two nested dicts."
     for k in want:

@@ -26,10 +26,12 @@ from .circuit import *
 from .find import *
 from .baselines import *
 from .runs import *
+from .timing import *
 from .benchmark import *
 from .experiments import *
 from .meaning import *
 from .paper import *
+from .speed import *
 from .plots import *
 
 # %% ../nbs/24_all.ipynb #75c6ae36

@@ -10,7 +10,8 @@ import numpy as np, torch
 from .core import *
 from .behaviour import get_metric
 from .patching import pair_buckets
-from .rerun import _ids, _last, collect_z
+from .models import as_ids, last_logits
+from .rerun import collect_z
 
 # %% ../nbs/11_attribution.ipynb #90bca438
 def z_gradients(
@@ -32,7 +33,7 @@ def z_gradients(
     for p in wanted: p.requires_grad_(False)
     try:
         with torch.enable_grad(), model.hooks(fwd_hooks=hooks):
-            m = metric(_last(model.original_model(_ids(model, ids), logits_to_keep=1)))
+            m = metric(last_logits(model.original_model(as_ids(model, ids), logits_to_keep=1)))
             grads = torch.autograd.grad(m.sum(), [zeros[l] for l in range(model.cfg.n_layers)])
     finally:
         for p in wanted: p.requires_grad_(True)
@@ -72,4 +73,4 @@ def _attribute(model, positives, negatives, measure, steps):
 def _embeddings(model, ids, kept):
     "Append the token embeddings of `ids` to `kept`."
     with model.hooks(fwd_hooks=[('embed.hook_out', lambda x, hook: kept.append(x.detach()))]):
-        model.original_model(_ids(model, ids), logits_to_keep=1)
+        model.original_model(as_ids(model, ids), logits_to_keep=1)

@@ -13,7 +13,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .core import *
 from .tasks import Task, _tokens_of
-from .models import run
+from .models import run_pairs
 
 # %% ../nbs/05_behaviour.ipynb #289a505f
 class Lint(NamedTuple):
@@ -155,6 +155,6 @@ def check(self:Task,
     "Can the model do the positives, and not the negatives?"
     tokens = self.tokens(model)
     judged = np.zeros((len(tokens.ids), 3), dtype=np.float32)
-    for rows, ids in progress(list(tokens.buckets(batch_size)), f'{self.name}: behaviour', unit='batch'):
-        judged[rows] = tokens.measure(judge, run(model, ids), rows)
+    for pairs, *ids in progress(list(tokens.pairs(batch_size)), f'{self.name}: behaviour', unit='batch'):
+        for rows, logits in zip((pairs, pairs + self.n), run_pairs(model, *ids)): judged[rows] = tokens.measure(judge, logits, rows)
     return Behaviour(judged, tokens.is_positive, self.name)

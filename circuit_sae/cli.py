@@ -14,7 +14,7 @@ from .core import *
 def _parser():
     "The command line; nothing heavy is imported to print its help."
     p = argparse.ArgumentParser('circuit_sae', description='Find the attention heads that carry out a task.')
-    sub = p.add_subparsers(dest='command', required=True, metavar='{find,check,patch,benchmark,experiment,paper,tasks,models}')
+    sub = p.add_subparsers(dest='command', required=True, metavar='{find,check,patch,benchmark,experiment,paper,speed,tasks,models}')
     def command(name, help):
         c = sub.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         c.add_argument('--debug', action='store_true', help='show the traceback of an error')
@@ -59,6 +59,13 @@ def _parser():
     m = command('paper', "make the paper's main table beside the published figures")
     m.add_argument('--models', nargs='+', default=['gpt2', 'attn-only-4l'], metavar='MODEL', help='these, or folders of models of 12 x 12 and 4 x 8 heads')
     m.add_argument('--variants', action='store_true', help='judge by every published list of heads')
+    s = command('speed', 'time every stage beside the plainest way to do the same, and print the machine and the table')
+    s.add_argument('--model', default='smollm2-135m', help="a short name (see 'circuit_sae models'), a hub name, or a local folder")
+    s.add_argument('--task', default='ioi', help="a built-in task, or a task file")
+    s.add_argument('--n', type=int, default=250, help='number of pairs of a positive and a negative prompt')
+    s.add_argument('--stages', nargs='+', default=None, metavar='STAGE', help='some of them, such as "node scores"; all')
+    s.add_argument('--repeats', type=int, default=1, help='how often at least everything is run; the shortest wall counts')
+    s.add_argument('--out', default=None, help='file for the table (.json)')
     for c, seeds, out in ((b, 1, 'benchmark'), (e, 1, 'experiments'), (m, 10, 'paper')):
         if c is not m: c.add_argument('--draws', type=int, default=5, help='draws of the prompts (of planted circuits too)')
         c.add_argument('--seeds', type=int, default=seeds, help='seeds of the scorers that have one')
@@ -178,7 +185,13 @@ def _paper(args):
     print(paper_table(args.models, range(args.seeds), args.n, args.variants, args.out, n_workers=args.workers))
     print(f'\nwrote {args.out}')
 
-# %% ../nbs/23_cli.ipynb #c1a0e853
+# %% ../nbs/23_cli.ipynb #c8428dcf
+def _speed(args):
+    from circuit_sae.speed import speed
+    print(speed(args.model, args.task, args.n, args.stages, args.out, args.repeats))
+    if args.out: print(f'\nwrote {args.out}')
+
+# %% ../nbs/23_cli.ipynb #d5e46400
 def _tasks(args):
     from circuit_sae.prompts import TASKS
     for name, make in TASKS.items(): print(f'{name:14} {make(n=2).description}')
@@ -193,7 +206,7 @@ def main(
 )->int: # Exit status: 0 well, 2 bad input, 1 anything else, 130 interrupted
     "The `circuit_sae` command."
     args = _parser().parse_args(argv)
-    try: dict(find=_find, check=_check, patch=_patch, benchmark=_benchmark, experiment=_experiment, paper=_paper, tasks=_tasks, models=_models)[args.command](args)
+    try: dict(find=_find, check=_check, patch=_patch, benchmark=_benchmark, experiment=_experiment, paper=_paper, speed=_speed, tasks=_tasks, models=_models)[args.command](args)
     except KeyboardInterrupt: print('\ninterrupted; what was finished is in place', file=sys.stderr); return 130
     except InputError as e:
         if args.debug: raise

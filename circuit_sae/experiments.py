@@ -14,7 +14,7 @@ from .core import *
 from .references import published_figures
 from .find import preset_settings
 from .runs import read_spec
-from .benchmark import _half_width, benchmark, leaderboard
+from .benchmark import half_width, benchmark, leaderboard
 
 # %% ../nbs/21_experiments.ipynb #e48d4ec7
 def _published(setting, task='ioi', n_pairs=250):
@@ -181,7 +181,7 @@ class Verdict(NamedTuple):
     def __repr__(self): return '\n'.join(self.lines)
 
 def _mean(x): # and its 95 % interval; not a number where there is one value
-    m, h = np.mean(x), _half_width(np.asarray(x, dtype=float))
+    m, h = np.mean(x), half_width(np.asarray(x, dtype=float))
     return np.array([m, m - h, m + h])
 def _slope(x, y): return np.polyfit(np.log2(np.array(x, dtype=float)), y, 1)[0] if len(y) > 1 else np.nan # a doubling of x
 def _say(m, low, high): return f'{m:+.3f} (95 % {low:+.3f} to {high:+.3f})' if low == low else f'{m:+.3f} (one cell, no interval)'

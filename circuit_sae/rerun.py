@@ -10,11 +10,9 @@ import contextlib
 
 import torch
 from .core import *
+from .models import as_ids, keys_values, first_positions, last_logits
 
 # %% ../nbs/09_rerun.ipynb #9191aea7
-def _ids(model, ids): return torch.as_tensor(ids, device=next(model.original_model.parameters()).device)
-def _last(out): return getattr(out, 'logits', out)[:, -1].float()
-
 @torch.no_grad()
 def run_edited(
     model, # A TransformerLens bridge
@@ -24,7 +22,7 @@ def run_edited(
     "One forward pass of the whole model in which `edit` may change the output of any head."
     def hook(layer): return lambda z, hook: edit(layer, z)
     with model.hooks(fwd_hooks=[(f'blocks.{l}.attn.hook_z', hook(l)) for l in range(model.cfg.n_layers)]):
-        return _last(model.original_model(_ids(model, ids), logits_to_keep=1))
+        return last_logits(model.original_model(as_ids(model, ids), logits_to_keep=1))
 
 @torch.no_grad()
 def collect_z(
@@ -65,7 +63,7 @@ class Midway:
         model, # A TransformerLens bridge
         ids, # Token ids, int [batch, position]
     ):
-        self.model, self.ids, self.resid, self.returned = model, _ids(model, ids), [], 0 # a layer returns a tensor (0) or a tuple of so many
+        self.model, self.ids, self.resid, self.returned = model, as_ids(model, ids), [], 0 # a layer returns a tensor (0) or a tuple of so many
         def keep(module, args, kw, out):
             self.resid.append((args[0] if args else kw['hidden_states']).detach())
             self.returned = len(out) if isinstance(out, tuple) else 0
@@ -73,7 +71,7 @@ class Midway:
         try: out = model.original_model(self.ids, logits_to_keep=1)
         finally:
             for h in hooks: h.remove()
-        self.logits, self.kv = _last(out), _keys_values(out, model.cfg.n_layers, self.ids.shape[1])
+        self.logits, self.kv = last_logits(out), keys_values(out, model.cfg.n_layers, self.ids.shape[1])
 
     @torch.no_grad()
     def rerun(self,
@@ -92,21 +90,6 @@ class Midway:
     def _go(self, first, last, rows, x, start, hooks):
         "Run blocks `first` to `last` on residual stream `x` [row, position, d_model] from position `start` on."
         model = self.model
-        cache = dict(past_key_values=_prefix(self.kv, rows, start)) if start else {}
+        cache = dict(past_key_values=first_positions(self.kv, rows, start)) if start else {}
         with model.hooks(fwd_hooks=hooks), _only_blocks(model, first, last, self.returned), _block_input(model.blocks[first], x[:, start:].contiguous()):
-            return _last(model.original_model(self.ids[rows][:, start:], logits_to_keep=1, **cache))
-
-# %% ../nbs/09_rerun.ipynb #9f283191
-def _keys_values(out, n_layers, n_pos):
-    "Keys and values of every layer, [batch, n_key_value_heads, position, d_head] each; None where the model keeps none of all positions."
-    layers = getattr(getattr(out, 'past_key_values', None), 'layers', [])
-    kv = [(getattr(c, 'keys', None), getattr(c, 'values', None)) for c in layers]
-    whole = len(kv) == n_layers and all(torch.is_tensor(k) and torch.is_tensor(v) and k.shape[-2] == v.shape[-2] == n_pos for k, v in kv)
-    return kv if whole else None
-
-def _prefix(kv, rows, n):
-    "A fresh cache that holds the first `n` positions of `rows`."
-    from transformers import DynamicCache
-    cache = DynamicCache()
-    for l, (k, v) in enumerate(kv): cache.update(k[rows, :, :n], v[rows, :, :n], l)
-    return cache
+            return last_logits(model.original_model(self.ids[rows][:, start:], logits_to_keep=1, **cache))

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['NodeScores', 'EdgeScores', 'layer_order', 'node_scores', 'pair_counts', 'edge_scores', 'pair_head_counts']
 
-# %% ../nbs/17_scores.ipynb #6e18389b
+# %% ../nbs/17_scores.ipynb #fb526b97
 import numpy as np
 from .core import *
 
-# %% ../nbs/17_scores.ipynb #5b14f6c5
+# %% ../nbs/17_scores.ipynb #0ddc9e16
 def _check_codes(codes, is_positive):
     "Plain arrays: codes int [example, head], labels bool [example]."
     c, y = np.asarray(codes), np.asarray(is_positive)
@@ -20,9 +20,9 @@ def _check_codes(codes, is_positive):
     if y.shape != c.shape[:1]: raise InputError(f'{c.shape[0]} rows of codes, {y.size} labels: one label an example is expected.')
     if y.all() or not y.any(): raise InputError(f"all {len(y)} examples are {'positive' if len(y) and y.all() else 'negative'}: a score compares two classes.")
     if c.min() < -1: raise InputError(f'codes are -1 (null) or a latent, got {c.min()}.')
-    return c, y
+    return c.astype(np.int64, copy=False), y
 
-# %% ../nbs/17_scores.ipynb #46fe10b5
+# %% ../nbs/17_scores.ipynb #7d5e52dc
 class NodeScores:
     "A score for each head, [n_layers * n_heads] in layer-major order."
     def __init__(self,
@@ -42,7 +42,7 @@ class NodeScores:
         best = ', '.join(f'{h} {s:g}' for h, s in self.ranked()[:8])
         return f'{self.name} of {self.n_layers} x {self.n_heads} heads: {best}, …'
 
-# %% ../nbs/17_scores.ipynb #1f357983
+# %% ../nbs/17_scores.ipynb #fe1b8b65
 class EdgeScores:
     "A score for each ordered pair of heads, [sender, receiver]; zero unless the sender's layer is the earlier."
     def __init__(self,
@@ -64,7 +64,7 @@ class EdgeScores:
         best = ', '.join(f'{a}→{b} {s:g}' for a, b, s in self.ranked(6))
         return f'edge score of {int(layer_order(self.n_layers, self.n_heads).sum())} ordered pairs: {best}, …'
 
-# %% ../nbs/17_scores.ipynb #2fbb37bd
+# %% ../nbs/17_scores.ipynb #ba668624
 def layer_order(
     n_layers:int, # Layers of the model
     n_heads:int, # Heads in a layer
@@ -73,41 +73,59 @@ def layer_order(
     layer = np.repeat(np.arange(n_layers), n_heads)
     return layer[:, None] < layer[None]
 
-# %% ../nbs/17_scores.ipynb #65fadf73
-def _used(codes, rows, n_codes):
-    "Which codes each head uses on `rows`, bool [head, code]; null is left out."
-    out = np.zeros((codes.shape[1], n_codes + 1), dtype=bool)
-    out[np.arange(codes.shape[1])[None], codes[rows]] = True # null, -1, lands in the last column
-    return out[:, :-1]
-
+# %% ../nbs/17_scores.ipynb #c527da72
 def node_scores(
     codes, # int [example, head], or `Codes`; -1 is the null code
     is_positive, # bool [example]
 ): # int [head], or `NodeScores` when `codes` is `Codes`
     "Number of codes that a head takes on some positive and on no negative."
     c, y = _check_codes(codes, is_positive)
-    n = int(c.max()) + 1
-    u = (_used(c, y, n) & ~_used(c, ~y, n)).sum(1)
+    H, width = c.shape[1], int(c.max()) + 2
+    cell, unique = c + np.arange(H)*width + 1, np.zeros(H*width, dtype=bool) # the first cell of a head is for null
+    unique[cell[y].ravel()] = True
+    unique[cell[~y].ravel()] = False
+    u = unique.reshape(H, width)[:, 1:].sum(1)
     return NodeScores(u, codes.n_heads, 'unique codes') if hasattr(codes, 'n_heads') else u
 
-# %% ../nbs/17_scores.ipynb #4d2c774e
+# %% ../nbs/17_scores.ipynb #5df9b825
+def _numbered(codes):
+    "The codes of each head renumbered 1, 2, … in their order; null is 0."
+    return np.stack([np.unique(np.r_[-1, c], return_inverse=True)[1][1:] for c in codes.T], 1)
+
+# %% ../nbs/17_scores.ipynb #ea7b98f2
+def _pair_cells(r, step):
+    "For each head and at most `step` later ones: (head, slice of later heads, examples, cell of the pair [example, later head])."
+    K, S = r.max(0), int(r.max()) + 1
+    for lo in range(0, r.shape[1], step):
+        b, k = r[:, lo:lo+step], K[lo:lo+step]
+        row = np.where(b > 0, b + k.cumsum() - k, 0) * S # a row of cells for each code of each later head, row 0 for silence
+        for g in range(lo + len(k) - 1):
+            first, e = max(g+1, lo), np.flatnonzero(r[:, g])
+            yield g, slice(first, lo + len(k)), e, row[:, first-lo:].take(e, 0) + r[e, g, None]
+
+# %% ../nbs/17_scores.ipynb #e8d80891
+_table_cells = 2**20 # 4 MB, which stays in a processor's cache
+
 def pair_counts(
     codes, # int [example, head], or `Codes`
     is_positive, # bool [example]
 )->np.ndarray: # int [head, head], symmetric, zero on the diagonal
     "Number of code pairs that two heads take together on some positive and on no negative (the published co-occurrence count)."
     c, y = _check_codes(codes, is_positive)
-    rows, U = np.r_[c[~y], c[y]].astype(np.int32), np.zeros((c.shape[1],)*2, dtype=np.int32)
-    for i in range((~y).sum(), len(rows)):
-        same = (rows[:i] == rows[i]).astype(np.float32) # [negatives and earlier positives, head]
-        new = same.T @ same == 0 # nobody before has both codes
-        silent = rows[i] == -1
-        new[silent] = False; new[:, silent] = False
-        U += new
-    np.fill_diagonal(U, 0)
-    return U.astype(np.int64)
+    r, U = _numbered(c), np.zeros((c.shape[1],)*2, dtype=np.int64)
+    S = int(r.max()) + 1
+    step = min(c.shape[1], max(1, _table_cells // max(S*S, len(r)))) # heads whose cells fit in the table at once
+    table, names = np.empty(S*S*step, dtype=np.int32), np.arange(len(r)*step, dtype=np.int32)
+    for g, later, e, cells in _pair_cells(r, step):
+        pos, neg = cells[y[e]], cells[~y[e]]
+        name = names[:pos.size]
+        table[pos.ravel()] = name
+        table[neg.ravel()] = -1
+        table[:S] = -1 # silence
+        U[g, later] = (table[pos.ravel()] == name).reshape(pos.shape).sum(0)
+    return U + U.T
 
-# %% ../nbs/17_scores.ipynb #5efee5be
+# %% ../nbs/17_scores.ipynb #e524147c
 def edge_scores(
     codes, # int [example, head], or `Codes`
     is_positive, # bool [example]
@@ -120,7 +138,7 @@ def edge_scores(
     E = U * layer_order(len(U)//H, H)
     return EdgeScores(E, H) if hasattr(codes, 'n_heads') else E
 
-# %% ../nbs/17_scores.ipynb #e4369960
+# %% ../nbs/17_scores.ipynb #a74d08e8
 def pair_head_counts(
     codes, # int [example, head], or `Codes`
     is_positive, # bool [example]

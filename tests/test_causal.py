@@ -2,7 +2,7 @@
 import numpy as np, pytest, torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, GraniteConfig, LlamaConfig, Olmo2Config
 from circuit_sae.behaviour import get_metric
-from circuit_sae.models import _quietly, load_model, run, tiny_tokenizer
+from circuit_sae.models import quietly, load_model, run, tiny_tokenizer
 from circuit_sae.patching import Substitutes, pair_buckets, patch_heads
 from circuit_sae.paths import patch_paths
 from circuit_sae.attribution import attribute_heads
@@ -22,7 +22,7 @@ def model(request, tmp_path_factory):
     torch.manual_seed(0)
     hf = AutoModelForCausalLM.from_config(CONFIGS[request.param])
     for p in hf.parameters(): torch.nn.init.normal_(p, std=.3) if p.ndim > 1 else None
-    with _quietly(): hf.save_pretrained(folder)
+    with quietly(): hf.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load_model(str(folder))
 

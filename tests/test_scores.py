@@ -47,6 +47,38 @@ def test_equal_their_definition(lowest):
         np.testing.assert_array_equal(edge_scores(codes, y), np.triu(U, 1))
     check()
 
+@pytest.mark.parametrize('cells', [1, 60, 400])
+def test_pairs_do_not_depend_on_how_many_heads_fit_in_the_table(monkeypatch, cells):
+    monkeypatch.setattr('circuit_sae.scores._table_cells', cells)
+    @settings(max_examples=100, deadline=None)
+    @given(labelled_codes(-1))
+    def check(case): np.testing.assert_array_equal(pair_counts(*case), literal_pairs(*case))
+    check()
+
+@pytest.mark.parametrize('lowest', [0, -1], ids=['paper', 'null'])
+def test_many_codes_take_several_runs_of_heads(lowest):
+    rng, y = np.random.default_rng(0), np.arange(400) < 150
+    codes = rng.integers(lowest, 200, (400, 32)) # 26 heads of 200 codes fit in the table
+    codes[:, 3], codes[:, 30], codes[y, 5], codes[~y, 29] = 7, lowest, lowest, lowest # one code, no code, silent in a class
+    np.testing.assert_array_equal(pair_counts(codes, y), literal_pairs(codes, y))
+    np.testing.assert_array_equal(node_scores(codes, y), literal_nodes(codes, y))
+
+@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.int32, np.uint64])
+def test_kind_of_integer_does_not_matter(dtype):
+    rng, y = np.random.default_rng(0), np.arange(60) < 20
+    codes = rng.integers(0, 9, (60, 6))
+    for score in node_scores, pair_counts: np.testing.assert_array_equal(score(codes.astype(dtype), y), score(codes, y))
+
+def test_silence_everywhere_counts_nothing():
+    codes, y = np.full((4, 3), -1), np.array([True, False, False, True])
+    assert not node_scores(codes, y).any() and not pair_counts(codes, y).any()
+
+def test_latents_may_be_many():
+    "A dense table of the pairs of these two heads would have 10^12 cells."
+    codes, y = np.array([[10**6, 0], [10**6, 10**6-1], [5, 10**6-1], [10**6, 0]]), np.array([True, True, False, False])
+    np.testing.assert_array_equal(pair_counts(codes, y), [[0, 1], [1, 0]])
+    np.testing.assert_array_equal(node_scores(codes, y), [0, 0])
+
 @settings(max_examples=100, deadline=None)
 @given(labelled_codes(-1), st.randoms(use_true_random=False))
 def test_order_of_examples_and_names_of_codes_do_not_matter(case, random):
