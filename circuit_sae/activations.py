@@ -65,7 +65,8 @@ class HeadActs:
 
     def rms(self)->np.ndarray: # float32 [n_layers * n_heads]
         "Root mean square of each head's pooled output over examples and width."
-        return np.concatenate([self.result(l).pow(2).mean((0, 2)).sqrt().cpu().numpy() for l in range(self.n_layers)])
+        gram = torch.einsum('lhdm,lhem->lhde', self.W, self.W) # the norm of z W from z alone
+        return (torch.einsum('blhd,lhde,blhe->lh', self.z, gram, self.z).clamp_min(0)/(len(self)*self.d_model)).sqrt().flatten().cpu().numpy()
 
     def fingerprint(self)->str: return fingerprint(self.z, self.W, self.is_positive, self.made_from)
 

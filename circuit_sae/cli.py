@@ -33,7 +33,7 @@ def _parser():
         c.add_argument('--any_length', action='store_true', help='for a task file: let the prompts of a pair differ in length')
     f = sub.choices['find']
     f.add_argument('--n_train', type=int, default=10, help='examples the autoencoder is trained on')
-    f.add_argument('--preset', default='default', help="'default', or 'paper' for the published protocol")
+    f.add_argument('--preset', default='default', help="'default', 'quick' for fewer training steps, or 'paper' for the published protocol")
     f.add_argument('--seed', type=int, default=0, help='seed of the autoencoder and of its draw')
     f.add_argument('--threshold', type=float, default=None, help='softmax probability from which a head belongs to the circuit (0.01)')
     f.add_argument('--top_k', type=int, default=None, help='or the number of heads')

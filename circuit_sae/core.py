@@ -148,7 +148,7 @@ def fingerprint(
     for p in parts:
         if hasattr(p, 'detach'): p = p.detach().cpu().numpy()
         if isinstance(p, np.ndarray):
-            h.update(f'{p.dtype}{p.shape}'.encode()); h.update(np.ascontiguousarray(p).tobytes())
+            h.update(f'{p.dtype}{p.shape}'.encode()); h.update(np.ascontiguousarray(p))
         else: h.update(json.dumps(p, sort_keys=True, default=str).encode())
         h.update(b'\0')
     return h.hexdigest()[:16]

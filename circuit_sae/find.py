@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'preset_settings', 'Found', 'check_settings', 'find_circuit', 'save_found']
 
-# %% ../nbs/19_find.ipynb #69ffc634
+# %% ../nbs/19_find.ipynb #578a3e71
 import csv, inspect, time
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from .sae import train_sae, load_sae
 from .scores import node_scores, edge_scores, pair_head_counts
 from .circuit import predict_circuit, check_choice
 
-# %% ../nbs/19_find.ipynb #64a1c479
+# %% ../nbs/19_find.ipynb #396ed091
 PRESETS = {
-    'default': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, l1_coefficient=0.02),
-    'paper': dict(draw='random', unit_norm='last_axis', null_code=0, head_norm=None, l1_coefficient=0.02)}
+    'default': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, init='random', n_epochs=500, l1_coefficient=0.02),
+    'quick': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, init='tied', n_epochs=300, l1_coefficient=0.02),
+    'paper': dict(draw='random', unit_norm='last_axis', null_code=0, head_norm=None, init='random', n_epochs=500, l1_coefficient=0.02)}
 
 def preset_settings(
     preset:str='default', # A name in `PRESETS`
@@ -31,7 +32,7 @@ def preset_settings(
     if preset == 'paper' and task_name == 'docstring': settings['l1_coefficient'] = 0.05
     return settings | changes
 
-# %% ../nbs/19_find.ipynb #a2e24fe4
+# %% ../nbs/19_find.ipynb #6d2f5661
 class Found:
     "A circuit with everything it was made from."
     def __init__(self, task, acts, sae, codes, circuit, settings, timings):
@@ -56,7 +57,7 @@ class Found:
         spent = ', '.join(f'{k} {v:.1f} s' if v is not None else f'{k} from disk' for k, v in self.timings.items())
         return f'{self.behaviour}\n\n{self.circuit}\n\n{spent}'
 
-# %% ../nbs/19_find.ipynb #b125b065
+# %% ../nbs/19_find.ipynb #58aa37a4
 def check_settings(
     task, # A `Task`
     preset:str='default', n_train:int=10, threshold:float=None, top_k:int=None, pool='mean', out=None, # As for `find_circuit`
@@ -71,7 +72,7 @@ def check_settings(
     for name in changes: one_of(name, list(inspect.signature(train_sae).parameters)[1:], 'setting')
     if out: check_writable(out)
 
-# %% ../nbs/19_find.ipynb #51f17205
+# %% ../nbs/19_find.ipynb #3ea8eda2
 def _stage(seconds, name, path, load, make):
     "What `load(path)` finds, else what `make()` makes, kept in `path`; notes the seconds, or None when found."
     found = load(path) if path and path.is_file() else None
@@ -87,7 +88,7 @@ def _fitting_sae(path, acts, settings):
     sae = load_sae(path)
     return sae if sae.made_from['acts'] == acts.fingerprint() and all(sae.cfg.get(k) == v for k, v in settings.items()) else None
 
-# %% ../nbs/19_find.ipynb #f2eb3165
+# %% ../nbs/19_find.ipynb #ec33562e
 def find_circuit(
     model, # A TransformerLens bridge
     task, # A `Task`
@@ -116,7 +117,7 @@ def find_circuit(
     if out: found.save(out, stages=False)
     return found
 
-# %% ../nbs/19_find.ipynb #41268248
+# %% ../nbs/19_find.ipynb #5fdd5500
 def _write_csv(path, header, rows):
     with whole_file(path) as p, p.open('w', newline='') as f:
         w = csv.writer(f); w.writerow(header); w.writerows(rows)
@@ -130,7 +131,7 @@ def _head_rows(found):
         used = [len(set(codes.values[rows, i].tolist()) - {-1}) for rows in (y, ~y)]
         yield [h.layer, h.head, score, rank, f'{circ.prob[i]:.6g}', int(h in circ), *used, f'{codes.null_share[i]:.4f}', pairs[i], f'{rms[i]:.6g}', str(h)]
 
-# %% ../nbs/19_find.ipynb #88283219
+# %% ../nbs/19_find.ipynb #386ebaae
 def save_found(
     self:Found, # What `find_circuit` found
     out, # A folder; made if need be

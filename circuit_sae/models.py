@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'KnownModel', 'auto_dtype', 'quietly', 'load_model', 'write_matrices', 'run', 'as_ids', 'last_logits',
-           'keys_values', 'first_positions', 'run_pairs', 'check_writes', 'tiny_tokenizer', 'model_identity',
-           'tiny_model']
+           'keys_values', 'first_positions', 'run_pairs', 'check_writes', 'model_identity', 'tiny_model']
 
 # %% ../nbs/04_models.ipynb #76343bb1
 import contextlib, logging, socket, warnings
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np, torch
 from .core import *
 from .tasks import first_difference
-from .prompts import TASKS
+from .prompts import tiny_tokenizer
 from .weights import smollm2_folder
 
 # %% ../nbs/04_models.ipynb #fe673c56
@@ -166,10 +165,25 @@ def as_ids(model, ids): # Token ids as a tensor on the device where the model ta
 def last_logits(out): # float32 [batch, d_vocab], of whatever a model's own forward returns
     return getattr(out, 'logits', out)[:, -1].float()
 
+@contextlib.contextmanager
+def _unwrapped(model):
+    "Inside the block the model runs without the bridge's wrappers, and it is True, unless a wrapper has something to do there."
+    swaps = [(m._modules, name, c) for m in list(model.original_model.modules()) for name, c in m._modules.items() if hasattr(c, 'original_component')]
+    busy = (model.compatibility_mode or model._weights_processed or any(map(_post_norm, model.blocks)) or any(h.has_hooks() for h in model.hook_dict.values())
+            or any(c._forward_hooks or c._forward_pre_hooks or 'forward' in c.__dict__ for *_, c in swaps))
+    for modules, name, c in [] if busy else swaps: modules[name] = c.original_component
+    try: yield bool(swaps) and not busy
+    finally:
+        for modules, name, c in swaps: modules[name] = c
+
 def _forward(model, ids, on_z, **kw):
     "What the model's own forward returns, with logits at the last position only."
-    hooks = [h for l in range(model.cfg.n_layers) for h in _z_hooks(model, l, on_z)] if on_z else []
-    with model.hooks(fwd_hooks=hooks): return model.original_model(as_ids(model, ids), logits_to_keep=1, **kw)
+    with _unwrapped(model) as plain, contextlib.ExitStack() as stack:
+        for l, block in enumerate(model.blocks if on_z and plain else []):
+            def hand_on(module, args, l=l): on_z(l, args[0].float().unflatten(-1, (model.cfg.n_heads, -1)))
+            stack.callback(block.attn.o.original_component.register_forward_pre_hook(hand_on).remove)
+        hooks = [h for l in range(model.cfg.n_layers) for h in _z_hooks(model, l, on_z)] if on_z and not plain else []
+        with model.hooks(fwd_hooks=hooks): return model.original_model(as_ids(model, ids), logits_to_keep=1, **kw)
 
 def _z_hooks(model, layer, on_z):
     "Hooks that hand on a layer's `z`, divided by the RMS of the attention output where a norm follows it."
@@ -217,12 +231,13 @@ def run_pairs(
     "Two forward passes, the second one only over what differs."
     start = min(map(first_difference, ids, others))
     out = _forward(model, ids, on_z)
-    kv = keys_values(out, model.cfg.n_layers, len(ids[0])) if start else None
-    logits = last_logits(out)
+    kv, logits = keys_values(out, model.cfg.n_layers, len(ids[0])) if start else None, last_logits(out)
     if kv is None: return logits, run(model, others, on_rest)
-    return logits, last_logits(_forward(model, np.asarray(others)[:, start:], on_rest, past_key_values=first_positions(kv, slice(None), start)))
+    cache = first_positions(kv, slice(None), start)
+    del out, kv # so that what is held of a layer goes when the cache replaces it
+    return logits, last_logits(_forward(model, np.asarray(others)[:, start:], on_rest, past_key_values=cache))
 
-# %% ../nbs/04_models.ipynb #6ce219e9
+# %% ../nbs/04_models.ipynb #2e0df893
 @torch.inference_mode()
 def check_writes(
     model, # A TransformerLens bridge
@@ -247,19 +262,6 @@ def check_writes(
 
 def _has_bias(model, layer):
     return getattr(model.blocks[layer].attn.o.original_component, 'bias', None) is not None
-
-# %% ../nbs/04_models.ipynb #66a2314a
-def tiny_tokenizer(
-    vocab_size:int=2000, # Number of tokens, the 256 bytes included
-    texts=None, # What to train on; default: prompts and answers of the built-in tasks
-): # A Hugging Face fast tokenizer with `<|endoftext|>` as BOS
-    "A byte-level BPE tokenizer as GPT-2's, trained on the spot."
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
-    if texts is None: texts = [p + e.answer[0] for make in TASKS.values() for e in make(n=300).examples for p in (e.positive, e.negative)]
-    bpe, end = ByteLevelBPETokenizer(), '<|endoftext|>'
-    bpe.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=[end], show_progress=False)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end, unk_token=end, pad_token=end)
 
 # %% ../nbs/04_models.ipynb #ba8e4b46
 @torch.no_grad()

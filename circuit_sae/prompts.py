@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABBA', 'BABA', 'NAMES', 'PLACES', 'THINGS', 'NOUNS', 'YEARS', 'GREATER_THAN_NEGATIVES', 'ARGUMENTS', 'FUNCTIONS',
-           'WORDS', 'TASKS', 'ioi_task', 'greater_than_task', 'docstring_task', 'induction_task', 'get_task']
+           'WORDS', 'TASKS', 'ioi_task', 'greater_than_task', 'docstring_task', 'induction_task', 'get_task',
+           'tiny_tokenizer']
 
 # %% ../nbs/02_prompts.ipynb #3a72089d
 from pathlib import Path
@@ -201,3 +202,16 @@ def get_task(
     path = Path(str(name))
     if name not in TASKS and (path.suffix.lower() in ('.csv', '.jsonl') or path.is_file()): return Task.from_file(path, **own).take(n)
     return TASKS[one_of(name, TASKS, 'task')](n=n, seed=seed)
+
+# %% ../nbs/02_prompts.ipynb #e81288bf
+def tiny_tokenizer(
+    vocab_size:int=2000, # Number of tokens, the 256 bytes included
+    texts=None, # What to train on; default: prompts and answers of the built-in tasks
+): # A Hugging Face fast tokenizer with `<|endoftext|>` as BOS
+    "A byte-level BPE tokenizer as GPT-2's, trained on the spot."
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+    if texts is None: texts = [p + e.answer[0] for make in TASKS.values() for e in make(n=300).examples for p in (e.positive, e.negative)]
+    bpe, end = ByteLevelBPETokenizer(), '<|endoftext|>'
+    bpe.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=[end], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end, unk_token=end, pad_token=end)

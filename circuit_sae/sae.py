@@ -105,17 +105,17 @@ def encode_acts(
     sae:DiscreteSAE, # A trained autoencoder
     acts:HeadActs, # Activations of the same width and, with head_norm, of the same heads
 )->Codes: # Raises `InputError` when the two do not fit
-    "The code of every head on every example; the wide result is made one layer at a time."
+    "The code of every head on every example, from `z` and the product of writing matrix and encoder: the wide result is never made."
     if acts.d_model != sae.cfg['d_in']: raise InputError(f"the SAE reads width {sae.cfg['d_in']}, these activations have {acts.d_model}: another model?")
     if len(sae.scale) not in (0, acts.n_layers*acts.n_heads):
         raise InputError(f'the SAE was scaled for {len(sae.scale)} heads, these activations have {acts.n_layers*acts.n_heads}: another model?')
-    codes, silent = [], []
+    E, H, null, out = normalize(sae.W_enc, dim=0), acts.n_heads, sae.cfg['null_code'], np.empty((2, len(acts), acts.n_layers*acts.n_heads), dtype=np.int64)
     for l in range(acts.n_layers):
-        top, code = sae.encode(_layer_inputs(sae, acts, l)).max(-1)
-        silent.append((top <= 0).cpu())
-        codes.append(torch.where(top <= 0, sae.cfg['null_code'], code).cpu())
-    silent = torch.cat(silent, 1).float().mean(0).numpy()
-    return Codes(torch.cat(codes, 1).numpy().astype(np.int64), acts.n_heads, sae.cfg['d_sae'], sae.cfg['null_code'], silent)
+        heads, read = slice(l*H, (l+1)*H), acts.W[l].to(E.device) @ E # [n_heads, d_head, d_sae]
+        if len(sae.scale): read = read / sae.scale[heads, None, None]
+        top, code = (torch.einsum('ehd,hds->ehs', acts.z[:, l].to(E.device), read) + (sae.b_enc - sae.b_dec@E)).max(-1)
+        out[:, :, heads] = torch.stack([torch.where(top <= 0, null, code), top <= 0]).cpu().numpy()
+    return Codes(out[0], H, sae.cfg['d_sae'], null, out[1].mean(0).astype(np.float32))
 
 DiscreteSAE.codes = encode_acts
 
