@@ -165,25 +165,10 @@ def as_ids(model, ids): # Token ids as a tensor on the device where the model ta
 def last_logits(out): # float32 [batch, d_vocab], of whatever a model's own forward returns
     return getattr(out, 'logits', out)[:, -1].float()
 
-@contextlib.contextmanager
-def _unwrapped(model):
-    "Inside the block the model runs without the bridge's wrappers, and it is True, unless a wrapper has something to do there."
-    swaps = [(m._modules, name, c) for m in list(model.original_model.modules()) for name, c in m._modules.items() if hasattr(c, 'original_component')]
-    busy = (model.compatibility_mode or model._weights_processed or any(map(_post_norm, model.blocks)) or any(h.has_hooks() for h in model.hook_dict.values())
-            or any(c._forward_hooks or c._forward_pre_hooks or 'forward' in c.__dict__ for *_, c in swaps))
-    for modules, name, c in [] if busy else swaps: modules[name] = c.original_component
-    try: yield bool(swaps) and not busy
-    finally:
-        for modules, name, c in swaps: modules[name] = c
-
 def _forward(model, ids, on_z, **kw):
     "What the model's own forward returns, with logits at the last position only."
-    with _unwrapped(model) as plain, contextlib.ExitStack() as stack:
-        for l, block in enumerate(model.blocks if on_z and plain else []):
-            def hand_on(module, args, l=l): on_z(l, args[0].float().unflatten(-1, (model.cfg.n_heads, -1)))
-            stack.callback(block.attn.o.original_component.register_forward_pre_hook(hand_on).remove)
-        hooks = [h for l in range(model.cfg.n_layers) for h in _z_hooks(model, l, on_z)] if on_z and not plain else []
-        with model.hooks(fwd_hooks=hooks): return model.original_model(as_ids(model, ids), logits_to_keep=1, **kw)
+    hooks = [h for l in range(model.cfg.n_layers) for h in _z_hooks(model, l, on_z)] if on_z else []
+    with model.hooks(fwd_hooks=hooks): return model.original_model(as_ids(model, ids), logits_to_keep=1, **kw)
 
 def _z_hooks(model, layer, on_z):
     "Hooks that hand on a layer's `z`, divided by the RMS of the attention output where a norm follows it."
@@ -237,7 +222,7 @@ def run_pairs(
     del out, kv # so that what is held of a layer goes when the cache replaces it
     return logits, last_logits(_forward(model, np.asarray(others)[:, start:], on_rest, past_key_values=cache))
 
-# %% ../nbs/04_models.ipynb #2e0df893
+# %% ../nbs/04_models.ipynb #6ce219e9
 @torch.inference_mode()
 def check_writes(
     model, # A TransformerLens bridge
@@ -263,7 +248,7 @@ def check_writes(
 def _has_bias(model, layer):
     return getattr(model.blocks[layer].attn.o.original_component, 'bias', None) is not None
 
-# %% ../nbs/04_models.ipynb #ba8e4b46
+# %% ../nbs/04_models.ipynb #391cbfed
 @torch.no_grad()
 def model_identity(
     model, # A TransformerLens bridge
@@ -280,7 +265,7 @@ def model_identity(
     return dict(name=name if name in MODELS else Path(name).name, n_layers=cfg.n_layers, n_heads=cfg.n_heads, d_head=cfg.d_head, d_model=cfg.d_model,
                 dtype=str(cfg.dtype).removeprefix('torch.'), legacy=bool(getattr(model, 'compatibility_mode', False)), weights=fingerprint(sample))
 
-# %% ../nbs/04_models.ipynb #b127c029
+# %% ../nbs/04_models.ipynb #eb36960b
 def tiny_model(
     n_layers:int=2, # Layers
     n_heads:int=4, # Heads in each layer

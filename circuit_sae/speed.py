@@ -63,7 +63,7 @@ class _Context:
 # %% ../nbs/21_speed.ipynb #563e898f
 def _activations(c):
     c.bare, c.batches # made before the clock starts
-    (a, b), (c.acts, _) = race(lambda: cache_head_acts(c.model, c.task), c.forward, repeats=max(2, c.repeats))
+    (a, b), (c.acts, _) = race(lambda: cache_head_acts(c.model, c.task), c.forward, repeats=c.repeats)
     note = '' if a <= 1.1*b else f'without hooks and pooling the bridge takes {timed(lambda: [run(c.model, ids) for ids in c.batches])[0]/b:.2f} times the bare forward'
     return dict(what='cache_head_acts ÷ bare forward without logits', walls=[a, b], bounds=[(a/b, '≤', 1.1, '×')], note=note)
 
@@ -71,7 +71,7 @@ def _auto(c):
     fast, what = load_model(c.name, dtype='auto'), "cache_head_acts, float32 ÷ dtype='auto'; rank correlation of mean differences"
     p, cfg = next(fast.original_model.parameters()), fast.cfg
     if p.dtype == torch.float32: return dict(what=what, note="not applicable: on this machine 'auto' is float32")
-    (a, b), pair = race(lambda: cache_head_acts(c.model, c.task), lambda: cache_head_acts(fast, c.task), repeats=max(2, c.repeats))
+    (a, b), pair = race(lambda: cache_head_acts(c.model, c.task), lambda: cache_head_acts(fast, c.task), repeats=c.repeats)
     size = max(b.numel() for b in c.batches), cfg.d_model, getattr(cfg, 'd_mlp', None) or 4*cfg.d_model
     floor = matmul_rate(*size, p.dtype, p.device)/matmul_rate(*size, torch.float32, p.device)
     codes = rank_correlation(*(node_scores(c.train(x).codes(x), x.is_positive) for x in pair))
@@ -126,7 +126,7 @@ def _small(c):
     return dict(what="find_circuit, preset='quick', 10 + 10 prompts; bound: 3 × bare forward + 2 s", walls=[a, b], bounds=[(a, '≤', 3*b + 2, ' s')], note=note)
 
 def _attribution(c):
-    (a, b, q), _ = race(lambda: attribute_heads(c.model, c.task), lambda: find_circuit(c.model, c.task), lambda: find_circuit(c.model, c.task, 'quick'), repeats=max(2, c.repeats))
+    (a, b, q), _ = race(lambda: attribute_heads(c.model, c.task), lambda: find_circuit(c.model, c.task), lambda: find_circuit(c.model, c.task, 'quick'), repeats=c.repeats)
     return dict(what='attribute_heads ÷ find_circuit, same prompts', walls=[a, b, q], bounds=[(a/b, '≥', 2, '×')], note=f"with the preset 'quick' {q:.3g} s, {a/q:.2f} ×")
 
 # %% ../nbs/21_speed.ipynb #c9e5778c
