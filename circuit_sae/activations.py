@@ -108,16 +108,18 @@ def cache_head_acts(
     judged = np.zeros((len(tokens.ids), 3), dtype=np.float32)
     for pairs, *ids in progress(list(tokens.pairs(batch_size)), f'{task.name}: activations', unit='batch'):
         rows = pairs, pairs + task.n
-        w, shared = [torch.from_numpy(weights[i.shape[1]]) for i in ids], min(map(first_difference, *ids))
-        def pool_layer(layer, x): z[rows[0], layer] = _pooled(x, w[0]); z[rows[1], layer] = _pooled(x[:, :shared], w[1][:shared])
+        own, other = (weights[i.shape[1]] for i in ids)
+        shared, both = min(map(first_difference, *ids)), np.stack([own, np.zeros_like(own)]) # what a negative shares is pooled with its weights
+        both[1, :shared] = other[:shared]
+        def pool_layer(layer, x): z[rows[0], layer], z[rows[1], layer] = _pooled(x, both)
         def pool_rest(layer, x):
-            rest, whole = _pooled(x, w[1][-x.shape[1]:]), x.shape[1] == len(w[1])
-            z[rows[1], layer] = rest if whole else z[rows[1], layer] + rest
+            rest, = _pooled(x, other[None, -x.shape[1]:])
+            z[rows[1], layer] = rest if x.shape[1] == len(other) else z[rows[1], layer] + rest
         for r, logits in zip(rows, run_pairs(model, *ids, pool_layer, pool_rest)): judged[r] = tokens.measure(judge, logits, r)
     return HeadActs(z, W.cpu(), tokens.is_positive, _made_from(model, task, pool), Behaviour(judged, tokens.is_positive, task.name))
 
-def _pooled(x, w): # `x` [batch, position, n_heads, d_head], weighted by `w` [position]
-    return torch.einsum('bphd,p->bhd', x, w.to(x.device)).cpu()
+def _pooled(x, w): # `x` [batch, position, n_heads, d_head] with weights [k, position]: [k, batch, n_heads, d_head]
+    return (torch.from_numpy(w).to(x.device) @ x.flatten(2)).unflatten(-1, x.shape[2:]).transpose(0, 1).cpu()
 
 # %% ../nbs/15_activations.ipynb #ea112b2a
 @patch
