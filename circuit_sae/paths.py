@@ -88,9 +88,9 @@ def patch_paths(
     with progress(None, f'{task.name}: edges', len(buckets)*len(layers), 'layer') as bar:
         for pairs, positives, negatives in buckets:
             mid, z = Midway(model, positives), [_writes(model, ids) for ids in (positives, negatives)]
-            measure = lambda logits, rows: m(logits, [tokens.answers[pairs[i]] for i in rows], [tokens.wrongs[pairs[i]] for i in rows])
-            clean, start = measure(mid.logits, range(len(pairs))), mid.clip(min(map(first_difference, positives, negatives)))
-            gap += (clean - measure(run(model, negatives), range(len(pairs)))).sum().item()
+            measure = lambda logits, rows: tokens.measure(m, logits, pairs[rows])
+            clean, start = measure(mid.logits, slice(None)), mid.clip(min(map(first_difference, positives, negatives)))
+            gap += (clean - measure(run(model, negatives), slice(None))).sum().item()
             for layer in layers:
                 for e, i, fall in _edges_into(mid, layer, [e for e in edges if e[1].layer == layer], z, W, measure, clean, start, batch_size):
                     total[edges.index(e), i] += fall

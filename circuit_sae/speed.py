@@ -19,7 +19,7 @@ from .references import reference
 from .evaluate import evaluate
 from .attribution import attribute_heads
 from .activations import cache_head_acts
-from .sae import draw_examples, train_sae
+from .sae import draw_examples, train_sae, training_points
 from .scores import node_scores, pair_counts
 from .circuit import predict_circuit
 from .find import Found, find_circuit, preset_settings

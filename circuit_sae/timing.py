@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['timed', 'race', 'peak_memory', 'fresh_python', 'matmul_rate', 'rank_correlation', 'machine', 'Row', 'SpeedTable',
-           'load_speed', 'literal_node_scores', 'literal_pair_counts', 'literal_train', 'training_points']
+           'load_speed', 'literal_node_scores', 'literal_pair_counts', 'literal_train']
 
 # %% ../nbs/20_timing.ipynb #3e02c3b1
 import operator, os, platform, subprocess, sys, threading, time
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np, torch
 from torch.nn.functional import normalize
 from .core import *
-from .sae import DiscreteSAE, draw_examples
+from .sae import DiscreteSAE, draw_examples, training_points
 
 # %% ../nbs/20_timing.ipynb #bdd87d99
 def timed(
@@ -197,12 +197,3 @@ def literal_train(
         loss.backward(); opt.step(); sae.constrain()
         sae.losses.append(loss.item())
     return sae.requires_grad_(False)
-
-def training_points(
-    sae, # A `DiscreteSAE`
-    acts, # `HeadActs`
-    rows, # Which examples
-):
-    "What the SAE is trained on, float32 [point, d_model]."
-    x = acts.results(rows)
-    return (x/sae.scale[:, None] if len(sae.scale) else x).flatten(0, 1)
