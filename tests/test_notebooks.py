@@ -12,7 +12,7 @@ from nbdev.test import test_nb
 cfg = get_config()
 sys.exit(not test_nb(Path(sys.argv[1]), skip_flags=cfg.tst_flags.split(), basepath=cfg.config_path)[0])"""
 
-LONG = ['ioi', 'transfer', 'lookalikes', 'meaning', '10_patching', '16_sae', '23_cli'] # begin with these, so that none of them is left for the end
+LONG = ['ioi', 'transfer', 'lookalikes', 'meaning', '10_patching', '16_sae', '24_cli'] # begin with these, so that none of them is left for the end
 
 @pytest.mark.parametrize('notebook', sorted(NOTEBOOKS, key=lambda p: p.stem not in LONG), ids=lambda p: p.relative_to(ROOT/'nbs').as_posix())
 def test_notebook(notebook):
