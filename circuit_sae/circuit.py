@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['log_softmax', 'Circuit', 'check_choice', 'predict_circuit', 'load_circuit']
 
-# %% ../nbs/18_circuit.ipynb #3fc7975a
+# %% ../nbs/18_circuit.ipynb #69345bc4
 from fastcore.basics import patch
 import numpy as np
 from .core import *
 from .scores import NodeScores
+from .association import node_association
 
-# %% ../nbs/18_circuit.ipynb #755ab658
+# %% ../nbs/18_circuit.ipynb #9ab10111
 def log_softmax(
     scores, # float or int [n_layers * n_heads], or `NodeScores`
     over:str='heads', # 'heads': over all heads; 'layer': within each layer
@@ -27,7 +28,7 @@ def log_softmax(
     s = s - s.max(-1, keepdims=True)
     return (s - np.log(np.exp(s).sum(-1, keepdims=True))).ravel()
 
-# %% ../nbs/18_circuit.ipynb #3400a031
+# %% ../nbs/18_circuit.ipynb #0286283c
 class Circuit:
     "A set of heads, the scores it was chosen by, and how."
     def __init__(self,
@@ -35,8 +36,9 @@ class Circuit:
         scores=None, # `NodeScores` over all heads of the model
         prob=None, # float [n_layers * n_heads]: softmax of the scores
         settings:dict=None, # How the heads were chosen, and whatever else is worth keeping
+        q=None, # float [n_layers * n_heads]: adjusted p-values, where heads were chosen by them
     ):
-        self.heads, self.scores, self.prob, self.settings = [parse_head(h) for h in heads], scores, prob, settings or {}
+        self.heads, self.scores, self.prob, self.settings, self.q = [parse_head(h) for h in heads], scores, prob, settings or {}, q
         if scores is not None:
             for h in self.heads: head_index(h, scores.n_layers, scores.n_heads)
             self.heads.sort(key=lambda h: (-scores[h], h))
@@ -47,74 +49,86 @@ class Circuit:
     def __eq__(self, other): return isinstance(other, Circuit) and self.to_dict() == other.to_dict()
     __hash__ = None
 
-# %% ../nbs/18_circuit.ipynb #ab655e9b
+# %% ../nbs/18_circuit.ipynb #e2cc1906
 def check_choice(
     threshold:float=None, # A probability in (0, 1]
     top_k:int=None, # A number of heads
     n:int=None, # Heads of the model, if known
+    fdr:float=None, # A rate in (0, 1)
 ):
-    "Raise `InputError` unless at most one of the two is given and it makes sense."
-    if threshold is not None and top_k is not None: raise InputError('give threshold or top_k, not both.')
+    "Raise `InputError` unless at most one of the three is given and it makes sense."
+    given = [k for k, v in dict(threshold=threshold, top_k=top_k, fdr=fdr).items() if v is not None]
+    if len(given) > 1: raise InputError(f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all of them'}.")
+    if fdr is not None and not 0 < fdr < 1: raise InputError(f'fdr is a rate between 0 and 1, such as 0.05; got {fdr}.')
     if threshold is not None and not 0 < threshold <= 1: raise InputError(f'threshold is a probability in (0, 1], got {threshold}.')
     if top_k is not None and not 1 <= top_k <= (n or top_k):
         raise InputError(f"top_k must be at least 1{f' and at most {n}, the number of heads' if n else ''}; got {top_k}.")
 
-# %% ../nbs/18_circuit.ipynb #aab622bd
+# %% ../nbs/18_circuit.ipynb #3795120c
 def predict_circuit(
     nodes, # `NodeScores`
     threshold:float=None, # Heads whose softmax probability is at least this; default 0.01 unless `top_k` is given
     top_k:int=None, # Or the k best heads; heads tied with the k-th are left out together
     over:str='heads', # Softmax over all 'heads', or within each 'layer'
     n_heads:int=None, # Heads in a layer, when `nodes` is a plain array
+    fdr:float=None, # Or the heads whose count is more than chance, at this false discovery rate; for what `node_scores` gives of `Codes`
+    seed:int=0, # Of the random labels behind `fdr`
 )->Circuit:
-    "Choose heads by threshold on the softmax of their scores, or by number."
+    "Choose heads by threshold on the softmax of their scores, by number, or by what chance would give."
     if not hasattr(nodes, 'n_heads'):
         if n_heads is None: raise InputError('a plain array of scores needs n_heads, the number of heads in a layer.')
         nodes = NodeScores(nodes, n_heads, 'score')
-    check_choice(threshold, top_k, len(nodes))
-    if top_k is None and threshold is None: threshold = 0.01
-    logp = log_softmax(nodes, over)
-    if top_k is not None:
+    check_choice(threshold, top_k, len(nodes), fdr)
+    if top_k is None and threshold is None and fdr is None: threshold = 0.01
+    logp, q, chance = log_softmax(nodes, over), None, {}
+    if fdr is not None:
+        if getattr(nodes, 'made_from', None) is None: raise InputError('fdr needs the codes behind the scores: give what `node_scores(codes, is_positive)` returns for `Codes`, or choose by threshold or top_k.')
+        found = node_association(*nodes.made_from, seed=seed, n_heads=nodes.n_heads)
+        q, chance = found.q, dict(fdr=fdr, n_perm=found.n_perm, paired=found.paired, perm_seed=seed)
+        keep = q <= fdr
+    elif top_k is not None:
         kth = np.sort(logp)[::-1][top_k-1]
         keep = logp >= kth if (logp >= kth).sum() <= top_k else logp > kth
     else: keep = logp >= np.log(threshold)
     heads = np.array(all_heads(nodes.n_layers, nodes.n_heads))[keep]
-    return Circuit(heads.tolist(), nodes, np.exp(logp), dict(threshold=threshold, top_k=top_k, over=over, score=nodes.name))
+    return Circuit(heads.tolist(), nodes, np.exp(logp), dict(threshold=threshold, top_k=top_k, over=over, score=nodes.name, **chance), q)
 
-# %% ../nbs/18_circuit.ipynb #d17f7958
+# %% ../nbs/18_circuit.ipynb #20579e92
 @patch
 def table(self:Circuit,
     n:int=None, # Number of heads; default: those of the circuit
     mark=(), # Heads to mark, such as a reference
 )->str:
-    "Ranked heads with score and probability, as text; `*` marks heads in `mark`, a rule ends the circuit."
+    "Heads with score and probability, those of the circuit first, as text; `*` marks heads in `mark`, a rule ends the circuit."
     if self.scores is None: return '\n'.join(map(str, self.heads))
-    n = len(self) if n is None else n
-    lines = [f"{'rank':>4}  {'head':<7}{'score':>7}  {'softmax':>9}"]
-    for i, (h, s) in enumerate(self.scores.ranked()[:n]):
-        p = self.prob[head_index(h, self.scores.n_layers, self.scores.n_heads)]
-        if i == len(self) and i: lines.append('      ' + '-'*24)
-        lines.append(f"{i+1:>4}  {str(h):<7}{s:>7.4g}  {p:>9.3g}{' *' if h in mark else ''}")
+    n, q = len(self) if n is None else n, self.q
+    lines = [f"{'rank':>4}  {'head':<7}{'score':>7}  {'softmax':>9}{'' if q is None else '        q'}"]
+    for i, (h, s) in enumerate(sorted(self.scores.ranked(), key=lambda x: x[0] not in self.heads)[:n]):
+        at = head_index(h, self.scores.n_layers, self.scores.n_heads)
+        if i == len(self) and i: lines.append('      ' + '-'*(24 if q is None else 33))
+        lines.append(f"{i+1:>4}  {str(h):<7}{s:>7.4g}  {self.prob[at]:>9.3g}{'' if q is None else f'{q[at]:>9.4f}'}{' *' if h in mark else ''}")
     return '\n'.join(lines)
 
 @patch
 def __repr__(self:Circuit):
     if self.scores is None: return f"Circuit of {len(self)} heads: {', '.join(map(str, self.heads))}"
     s = self.settings
-    how = f"top_k={s['top_k']}{', ties left out' if len(self) < s['top_k'] else ''}" if s.get('top_k') else f"softmax over {s.get('over')} ≥ {s.get('threshold')}"
+    if s.get('top_k'): how = f"top_k={s['top_k']}{', ties left out' if len(self) < s['top_k'] else ''}"
+    elif s.get('fdr'): how = f"associated with the labels at a false discovery rate of {s['fdr']:g}, {s['n_perm']} {'swaps within pairs' if s['paired'] else 'deals of the labels'}"
+    else: how = f"softmax over {s.get('over')} ≥ {s.get('threshold')}"
     by_layer = {}
     for h in sorted(self.heads): by_layer.setdefault(h.layer, []).append(str(h))
     return '\n'.join([f'Circuit of {len(self)} of {len(self.scores)} heads ({self.scores.name}, {how})'] +
                      [f"  layer {l:>2}  {' '.join(f'{h} ({self.scores[h]:.4g})' for h in hs)}" for l, hs in by_layer.items()])
 
-# %% ../nbs/18_circuit.ipynb #3a813dfb
+# %% ../nbs/18_circuit.ipynb #6926eca7
 @patch
 def to_dict(self:Circuit)->dict:
     "Heads, scores and settings as plain values."
     s = self.scores
     return dict(heads=[str(h) for h in self.heads], settings=self.settings,
                 scores=None if s is None else dict(name=s.name, n_layers=s.n_layers, n_heads=s.n_heads, values=s.values.tolist()),
-                prob=None if self.prob is None else np.asarray(self.prob).tolist())
+                **{k: None if x is None else np.asarray(x).tolist() for k, x in dict(prob=self.prob, q=self.q).items()})
 
 @patch
 def save(self:Circuit,
@@ -130,5 +144,5 @@ def load_circuit(
     "Read a saved circuit."
     d = load_json(path)
     if not isinstance(d, dict) or 'heads' not in d: raise InputError(f"'{path}' holds no circuit: expected an object with 'heads'.")
-    s = d.get('scores')
-    return Circuit(d['heads'], s and NodeScores(s['values'], s['n_heads'], s['name']), None if d.get('prob') is None else np.array(d['prob']), d.get('settings'))
+    s, array = d.get('scores'), lambda k: None if d.get(k) is None else np.array(d[k])
+    return Circuit(d['heads'], s and NodeScores(s['values'], s['n_heads'], s['name']), array('prob'), d.get('settings'), array('q'))

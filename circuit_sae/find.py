@@ -19,7 +19,7 @@ from .circuit import predict_circuit, check_choice
 # %% ../nbs/19_find.ipynb #396ed091
 PRESETS = {
     'default': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, init='random', n_epochs=500, l1_coefficient=0.02),
-    'quick': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, init='tied', n_epochs=300, l1_coefficient=0.02),
+    'quick': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, init='tied', n_epochs=300, n_warm=40, recheck=10, l1_coefficient=0.02),
     'paper': dict(draw='random', unit_norm='last_axis', null_code=0, head_norm=None, init='random', n_epochs=500, l1_coefficient=0.02)}
 
 def preset_settings(
@@ -60,12 +60,12 @@ class Found:
 # %% ../nbs/19_find.ipynb #58aa37a4
 def check_settings(
     task, # A `Task`
-    preset:str='default', n_train:int=10, threshold:float=None, top_k:int=None, pool='mean', out=None, # As for `find_circuit`
+    preset:str='default', n_train:int=10, threshold:float=None, top_k:int=None, fdr:float=None, pool='mean', out=None, # As for `find_circuit`
     **changes, # Arguments of `train_sae`
 ):
     "Raise `InputError` for whatever can be known to be wrong before the model runs."
     if not hasattr(task, 'tokens'): raise InputError(f"expected a Task, got {task!r}. Make one with ioi_task(), get_task('ioi') or Task.from_data(...).")
-    one_of(preset, PRESETS, 'preset'); check_choice(threshold, top_k)
+    one_of(preset, PRESETS, 'preset'); check_choice(threshold, top_k, fdr=fdr)
     if isinstance(pool, str): one_of(pool, POOLS, 'pool')
     if not 1 <= n_train <= 2*task.n: raise InputError(f'cannot draw {n_train} training examples out of {2*task.n}. Give more pairs or a smaller n_train.')
     if 'n_examples' in changes: raise InputError('the number of training examples is called n_train here.')
@@ -97,6 +97,7 @@ def find_circuit(
     seed:int=0, # Seed of the SAE and of its draw
     threshold:float=None, # See `predict_circuit`
     top_k:int=None, # See `predict_circuit`
+    fdr:float=None, # See `predict_circuit`
     over:str='heads', # See `predict_circuit`
     pool='mean', # See `cache_head_acts`
     out=None, # Folder where every stage leaves its output and finds it again
@@ -104,14 +105,14 @@ def find_circuit(
     **changes, # Arguments of `train_sae` to set differently from the preset
 )->Found:
     "Find the heads that carry out a task (paper, section 3)."
-    check_settings(task, preset, n_train, threshold, top_k, pool, out, **changes)
+    check_settings(task, preset, n_train, threshold, top_k, fdr, pool, out, **changes)
     settings = preset_settings(preset, task.name, n_examples=n_train, seed=seed, **changes)
     path, seconds = (lambda name: Path(out)/f'{name}.safetensors' if out else None), {}
     acts = _stage(seconds, 'activations', path('acts'), lambda p: load_acts(p, model, task, pool), lambda: cache_head_acts(model, task, pool, batch_size))
     sae = _stage(seconds, 'SAE', path('sae'), lambda p: _fitting_sae(p, acts, settings), lambda: train_sae(acts, **settings))
     start = time.perf_counter()
     codes = sae.codes(acts)
-    circuit = predict_circuit(node_scores(codes, acts.is_positive), threshold, top_k, over)
+    circuit = predict_circuit(node_scores(codes, acts.is_positive), threshold, top_k, over, fdr=fdr)
     seconds['codes and scores'] = round(time.perf_counter() - start, 3)
     found = Found(task, acts, sae, codes, circuit, dict(preset=preset, pool=pool, n_train=n_train, seed=seed), seconds)
     if out: found.save(out, stages=False)

@@ -29,8 +29,9 @@ class NodeScores:
         values, # float or int [n_layers * n_heads]
         n_heads:int, # Heads in a layer
         name:str='node score', # What the score is
+        made_from=None, # (codes, labels) of a count of unique codes, so that chance can be asked for; see room *association*
     ):
-        self.values, self.n_heads, self.name = np.asarray(values), n_heads, name
+        self.values, self.n_heads, self.name, self.made_from = np.asarray(values), n_heads, name, made_from
     n_layers = property(lambda self: len(self.values) // self.n_heads)
     def __array__(self, dtype=None, copy=None): return self.values if dtype is None else self.values.astype(dtype)
     def __len__(self): return len(self.values)
@@ -85,7 +86,7 @@ def node_scores(
     unique[cell[y].ravel()] = True
     unique[cell[~y].ravel()] = False
     u = unique.reshape(H, width)[:, 1:].sum(1)
-    return NodeScores(u, codes.n_heads, 'unique codes') if hasattr(codes, 'n_heads') else u
+    return NodeScores(u, codes.n_heads, 'unique codes', (c, y)) if hasattr(codes, 'n_heads') else u
 
 # %% ../nbs/17_scores.ipynb #5df9b825
 def _numbered(codes):
