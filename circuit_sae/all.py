@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/25_all.ipynb #e8fbc220
+# %% ../nbs/25_all.ipynb #513d9a6a
 from .core import *
 from .tasks import *
 from .prompts import *
@@ -22,6 +22,7 @@ from .verify import *
 from .activations import *
 from .sae import *
 from .scores import *
+from .association import *
 from .circuit import *
 from .find import *
 from .baselines import *
@@ -33,6 +34,10 @@ from .meaning import *
 from .paper import *
 from .speed import *
 from .plots import *
+from .graph import *
+from .contributions import *
+from .inspector import *
+from .viewer import *
 
-# %% ../nbs/25_all.ipynb #75c6ae36
+# %% ../nbs/25_all.ipynb #d61539de
 __all__ = sorted(n for n in globals() if not n.startswith('_'))

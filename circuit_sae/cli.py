@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/24_cli.ipynb #ef17bfb1
+# %% ../nbs/24_cli.ipynb #fb83f621
 import argparse, sys
 from pathlib import Path
 from .core import *
 
-# %% ../nbs/24_cli.ipynb #46406a4f
+# %% ../nbs/24_cli.ipynb #9fd0c868
 def _parser():
     "The command line; nothing heavy is imported to print its help."
     p = argparse.ArgumentParser('circuit_sae', description='Find the attention heads that carry out a task.')
-    sub = p.add_subparsers(dest='command', required=True, metavar='{find,check,patch,benchmark,experiment,paper,speed,tasks,models}')
+    sub = p.add_subparsers(dest='command', required=True, metavar='{find,inspect,check,patch,benchmark,experiment,paper,speed,tasks,models}')
     def command(name, help):
         c = sub.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         c.add_argument('--debug', action='store_true', help='show the traceback of an error')
         return c
-    for name, help in (('find', 'find the heads that carry out a task'), ('check', 'can the model do the task, and is the comparison fair?'),
+    for name, help in (('find', 'find the heads that carry out a task'), ('inspect', 'find them, and write a page to look at their codes, prompts and tokens'), ('check', 'can the model do the task, and is the comparison fair?'),
                        ('patch', 'measure what every head does, by patching it')):
         c, every = command(name, help), ", or 'all'" if name == 'patch' else ''
         c.add_argument('task', help=f"a built-in task (see 'circuit_sae tasks'), or a .csv or .jsonl file with positive, negative, answer, wrong{every}")
@@ -31,13 +31,18 @@ def _parser():
         c.add_argument('--batch_size', type=int, default=256 if name == 'patch' else 50, help='prompts in a forward pass')
         c.add_argument('--answer_token', default='whole', help="for a task file: 'whole', answers are one token, or 'first', they count by their first")
         c.add_argument('--any_length', action='store_true', help='for a task file: let the prompts of a pair differ in length')
+    for f in map(sub.choices.get, ('find', 'inspect')):
+        f.add_argument('--n_train', type=int, default=10, help='examples the autoencoder is trained on')
+        f.add_argument('--preset', default='default', help="'default', 'quick' for fewer training steps, or 'paper' for the published protocol")
+        f.add_argument('--seed', type=int, default=0, help='seed of the autoencoder and of its draw')
+        f.add_argument('--threshold', type=float, default=None, help='softmax probability from which a head belongs to the circuit (0.01)')
+        f.add_argument('--top_k', type=int, default=None, help='or the number of heads')
+        f.add_argument('--fdr', type=float, default=None, help='or the false discovery rate, by random labels: heads associated with the task more than chance would have it')
+        f.add_argument('--pool', default='mean', help="'mean', 'mean_no_bos' or 'last'")
+    f.add_argument('--out', default=None, help='folder of a run of find, or for one: what is there is not made again')
+    f.add_argument('--html', default=None, help='file for the page (inspector.html in the folder of --out, or here)')
+    f.add_argument('--max_mb', type=float, default=5, help='largest size of the page; what does not fit is left out')
     f = sub.choices['find']
-    f.add_argument('--n_train', type=int, default=10, help='examples the autoencoder is trained on')
-    f.add_argument('--preset', default='default', help="'default', 'quick' for fewer training steps, or 'paper' for the published protocol")
-    f.add_argument('--seed', type=int, default=0, help='seed of the autoencoder and of its draw')
-    f.add_argument('--threshold', type=float, default=None, help='softmax probability from which a head belongs to the circuit (0.01)')
-    f.add_argument('--top_k', type=int, default=None, help='or the number of heads')
-    f.add_argument('--pool', default='mean', help="'mean', 'mean_no_bos' or 'last'")
     f.add_argument('--rows', type=int, default=20, help='rows of the table to print')
     f.add_argument('--out', default=None, help='folder for circuit.json, scores.csv, the autoencoder and a picture')
     t = sub.choices['patch']
@@ -75,7 +80,7 @@ def _parser():
     command('tasks', 'the tasks that are built in'); command('models', 'the models that go by a short name')
     return p
 
-# %% ../nbs/24_cli.ipynb #39a34a50
+# %% ../nbs/24_cli.ipynb #373fa6bf
 def _task(args):
     from circuit_sae.prompts import get_task
     return get_task(args.task, n=args.n, seed=args.task_seed, answer_token=args.answer_token, equal_length=not args.any_length)
@@ -88,18 +93,22 @@ def _model(args, task):
     for warning in task.lint(model): print(f'! {warning}')
     return model
 
-# %% ../nbs/24_cli.ipynb #a1904f39
+# %% ../nbs/24_cli.ipynb #f1b7f872
 def _check(args):
     task = _task(args)
     model = _model(args, task)
     print(task, end='\n\n'); print(task.check(model, args.batch_size))
 
-def _find(args):
+def _found(args, task):
+    "The model, and what `find_circuit` finds with the arguments."
     from circuit_sae.find import find_circuit, check_settings
-    task = _task(args)
-    settings = {k: getattr(args, k) for k in ('preset', 'n_train', 'threshold', 'top_k', 'pool', 'out')}
+    settings = {k: getattr(args, k) for k in ('preset', 'n_train', 'threshold', 'top_k', 'fdr', 'pool', 'out')}
     check_settings(task, **settings) # before the model is loaded
-    found = find_circuit(_model(args, task), task, seed=args.seed, batch_size=args.batch_size, **settings)
+    model = _model(args, task)
+    return model, find_circuit(model, task, seed=args.seed, batch_size=args.batch_size, **settings)
+
+def _find(args):
+    _, found = _found(args, _task(args))
     print(found.behaviour, end='\n\n')
     ties = f', {args.top_k} asked for, ties with the last left out' if len(found.circuit) < (args.top_k or 0) else ''
     print(f"{len(found.circuit)} heads of {len(found.nodes)} (above the rule{ties}), by {found.nodes.name} that only positives use")
@@ -116,7 +125,27 @@ def _draw(found, out):
     with whole_file(Path(out)/'heads.png') as p: ax.figure.savefig(p, dpi=150)
     return [str(Path(out)/f) for f in ('circuit.json', 'scores.csv', 'edges.csv', 'codes.csv', 'heads.png', 'acts.safetensors', 'sae.safetensors')]
 
-# %% ../nbs/24_cli.ipynb #2f8e714e
+# %% ../nbs/24_cli.ipynb #bd989135
+def _inspect(args):
+    import contextlib
+    from circuit_sae.inspector import inspect
+    from circuit_sae.prompts import TASKS
+    from circuit_sae.references import reference
+    import circuit_sae.viewer # gives the inspector its page
+    page = Path(args.html or Path(args.out or '.')/'inspector.html')
+    check_writable(page.parent)
+    model, found = _found(args, _task(args))
+    truth = None
+    if args.task in TASKS:
+        with contextlib.suppress(InputError): truth = reference(args.task, model=args.model) # where it was measured for this model
+    insp = inspect(found, model, truth, args.batch_size)
+    print(insp)
+    if insp.truth is not None:
+        cut = insp.at(insp.threshold)
+        print(f'circuit of {len(cut.heads)} heads: precision {cut.precision or 0:.3f}, recall {cut.recall:.3f}')
+    print(f'wrote {insp.to_html(page, max_mb=args.max_mb)} ({page.stat().st_size/1e6:.2f} MB): open it in a browser')
+
+# %% ../nbs/24_cli.ipynb #4830f766
 _MEASURED = dict(resample=40) # pairs, by ablation
 _EDGES = dict(n=12, effect=.02, tasks=('ioi', 'induction'))
 
@@ -152,7 +181,7 @@ def _patch_all(args):
             if ablation == 'resample' and name in _EDGES['tasks'] and not (out/f'{name}-edges.json').exists():
                 _patch_edges(model, get_task(name, n=_EDGES['n'], seed=args.task_seed), effects.reference(_EDGES['effect']), out/f'{name}-edges.json', args.batch_size)
 
-# %% ../nbs/24_cli.ipynb #da30f1fd
+# %% ../nbs/24_cli.ipynb #07c1fb97
 def _benchmark(args):
     from circuit_sae.baselines import METHODS, SCORERS
     import pandas as pd
@@ -168,7 +197,7 @@ def _benchmark(args):
     print(leaderboard(pd.concat(dfs)))
     print(f'\nwrote {args.out}')
 
-# %% ../nbs/24_cli.ipynb #1e9c5e14
+# %% ../nbs/24_cli.ipynb #eb8ca32d
 def _experiment(args):
     import matplotlib
     matplotlib.use('Agg')
@@ -185,13 +214,13 @@ def _paper(args):
     print(paper_table(args.models, range(args.seeds), args.n, args.variants, args.out, n_workers=args.workers))
     print(f'\nwrote {args.out}')
 
-# %% ../nbs/24_cli.ipynb #c8428dcf
+# %% ../nbs/24_cli.ipynb #1165d50b
 def _speed(args):
     from circuit_sae.speed import speed
     print(speed(args.model, args.task, args.n, args.stages, args.out, args.repeats))
     if args.out: print(f'\nwrote {args.out}')
 
-# %% ../nbs/24_cli.ipynb #d5e46400
+# %% ../nbs/24_cli.ipynb #6800cf85
 def _tasks(args):
     from circuit_sae.prompts import TASKS
     for name, make in TASKS.items(): print(f'{name:14} {make(n=2).description}')
@@ -206,7 +235,7 @@ def main(
 )->int: # Exit status: 0 well, 2 bad input, 1 anything else, 130 interrupted
     "The `circuit_sae` command."
     args = _parser().parse_args(argv)
-    try: dict(find=_find, check=_check, patch=_patch, benchmark=_benchmark, experiment=_experiment, paper=_paper, speed=_speed, tasks=_tasks, models=_models)[args.command](args)
+    try: dict(find=_find, inspect=_inspect, check=_check, patch=_patch, benchmark=_benchmark, experiment=_experiment, paper=_paper, speed=_speed, tasks=_tasks, models=_models)[args.command](args)
     except KeyboardInterrupt: print('\ninterrupted; what was finished is in place', file=sys.stderr); return 130
     except InputError as e:
         if args.debug: raise

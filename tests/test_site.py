@@ -1,0 +1,167 @@
+"The site: built once from a copy of the source; every link resolves, every name is documented, and a browser finds nothing amiss."
+import ast, functools, http.server, json, re, shutil, subprocess, sys, threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+import pytest
+from filelock import FileLock
+from conftest import NOTEBOOKS, ROOT, repo_files
+
+MODULES = sorted(p for p in (ROOT/'circuit_sae').glob('*.py') if p.name[0] != '_')
+
+class Page(HTMLParser):
+    "What a page names: its anchors, where it links to, what it loads, its text."
+    def __init__(self, path):
+        super().__init__()
+        self.path, self.ids, self.links, self.loads, self.text, self.stack = path, set(), set(), set(), [], []
+        self.html = path.read_text(encoding='utf-8')
+        self.feed(self.html)
+        self.text = re.sub(r'\s+', ' ', ''.join(self.text))
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
+        if tag in ('script', 'style'): self.stack.append(tag)
+        if tag == 'a' and a.get('href'): self.links.add(a['href'])
+        if tag != 'a': self.loads |= {a[k] for k in ('src', 'href', 'data', 'poster') if a.get(k)}
+    def handle_endtag(self, tag):
+        if self.stack and self.stack[-1] == tag: self.stack.pop()
+    def handle_data(self, data):
+        if not self.stack: self.text.append(data)
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory):
+    "The folder of the built site: built by whichever test process comes first."
+    base = tmp_path_factory.getbasetemp()
+    if re.fullmatch(r'popen-gw\d+', base.name): base = base.parent
+    with FileLock(base/'site.lock'):
+        if not (base/'site/built').exists():
+            for p in repo_files():
+                (base/'site'/p).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT/p, base/'site'/p)
+            r = subprocess.run([sys.executable, '.ci/docs'], cwd=base/'site', stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            (base/'site/built').write_text(r.stdout + r.stderr if r.returncode == 0 else f'failed\n{r.stdout}\n{r.stderr}')
+    said = (base/'site/built').read_text()
+    assert not said.startswith('failed'), said[-4000:]
+    return base/'site/_docs'
+
+@pytest.fixture(scope='session')
+def pages(site): return {p.relative_to(site).as_posix(): Page(p) for p in sorted(site.rglob('*.html'))}
+
+@pytest.fixture(scope='session')
+def served(site):
+    "Address of the site on this machine."
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+
+def page_of(notebook):
+    "The page that a notebook becomes."
+    return re.sub(r'^\d+\w?_', '', notebook.relative_to(ROOT/'nbs').as_posix()).replace('.ipynb', '.html')
+
+def test_the_builder_has_nothing_to_say(site):
+    said = (site.parent/'built').read_text()
+    assert re.fullmatch(r'\d+ pages in _docs/\n', said), said
+
+def test_every_notebook_is_a_page(pages): assert not {page_of(p) for p in NOTEBOOKS} - set(pages)
+
+def test_links_and_pictures_resolve(site, pages):
+    broken = []
+    for name, page in pages.items():
+        for link in page.links | page.loads:
+            if re.match(r'(https?|mailto|data|javascript):', link): continue
+            file, anchor = urldefrag(link)
+            target = (page.path.parent/unquote(file)).resolve() if file else page.path
+            if target.is_dir(): target /= 'index.html'
+            there = pages.get(target.relative_to(site).as_posix()) if target.is_relative_to(site) else None
+            if not target.exists() or anchor and there and unquote(anchor) not in there.ids: broken.append((name, link))
+    assert not broken
+
+def test_nothing_is_loaded_from_elsewhere(site, pages):
+    assert not [(n, x) for n, p in pages.items() for x in p.loads if re.match(r'(https?:)?//', x)]
+    assert not [(p.name, x) for p in site.rglob('*.css') for x in re.findall(r'url\(\s*["\']?((?:https?:)?//[^)]*)|@import\s+(\S+)', p.read_text(encoding='utf-8'))]
+
+def test_no_link_leads_to_the_published_copy(pages): assert not [(n, x) for n, p in pages.items() for x in p.links if 'circuit-sae.github.io' in x]
+
+def test_pages_say_what_the_notebooks_say(pages):
+    "Nothing of the cell with the title is lost, and no heading."
+    lost = []
+    for nb in NOTEBOOKS:
+        cells = [''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown']
+        prose = [re.sub(r'```.*?```', '', c, flags=re.S) for c in cells]
+        phrases = re.findall(r'[a-z]+(?:[ \n][a-z]+){3,}', prose[0])[-1:] + [m for c in prose if '\n' in c.strip() for m in re.findall(r'^#{2,4} ([\w ,]+)$', c, re.M)]
+        lost += [(nb.name, x) for x in phrases if re.sub(r'\s+', ' ', x).strip() not in pages[page_of(nb)].text]
+    assert not lost
+
+def test_formulas_are_drawn_without_a_script(pages):
+    assert sum('<math' in p.html for p in pages.values()) > 10
+    assert not [n for n, p in pages.items() if re.search(r'class="math \w+">\\', p.html)]
+    assert not [(n, m) for n, p in pages.items() for m in re.findall(r'<math.*?</math>', p.html, re.S) if '\\' in re.sub(r'<[^>]+>', '', m)]
+
+def documented(module):
+    "Names that a module exports and defines, with the line of each."
+    tree = ast.parse(module.read_text(encoding='utf-8'))
+    names = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__'), [])
+    return {n.name: n.lineno for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in names}
+
+def module_page(module): return page_of(ROOT/'nbs'/re.search(r'^# AUTOGENERATED.*nbs/(\S+\.ipynb)', module.read_text(encoding='utf-8'), re.M)[1])
+
+@pytest.mark.parametrize('module', [m for m in MODULES if documented(m)], ids=lambda p: p.stem)
+def test_every_name_is_documented(pages, module):
+    "Signature, and a link to the line of the source."
+    page = pages[module_page(module)]
+    for name, line in documented(module).items():
+        assert name.lower() in page.ids, f'{name} has no place on its page'
+        assert any(re.fullmatch(rf'https://github\.com/\S+/circuit_sae/{module.name}#L\d+', x) for x in page.links)
+        assert re.search(rf'(def|class) {name}\b', page.text), f'{name} has no signature'
+
+def test_glossary_has_every_word(pages):
+    words = '''code null-code latent node-score edge-score pair-head-count softmax-and-threshold positive-negative logit_diff effect roc-auc average-precision f1
+        pseudo-f1 faithfulness completeness minimality activation-patching attribution-patching eap-ig path-patching mean-difference paired-difference'''.split()
+    assert not [w for w in words if w not in pages['glossary.html'].ids]
+
+# In a browser
+
+def outside(browser, served): return [u for u in browser.requests() if not u.startswith((served, 'data:', 'blob:', 'about:', 'chrome'))]
+
+def test_every_page_opens(browser, served, pages):
+    "No error from a script, no request that leaves this machine."
+    amiss = []
+    for name in pages:
+        browser.open(served + name)
+        if said := list(browser.messages()): amiss.append((name, said))
+        if asked := outside(browser, served): amiss.append((name, asked))
+    assert not amiss
+
+def search(browser, words):
+    "Type into the search box, and give the results as soon as there are some."
+    box = browser.one('.smalldocs-search input')
+    box.clear()
+    box.send_keys(words)
+    browser.wait(lambda: browser.all('.smalldocs-search-results.show a'), f'results for {words}')
+    return box
+
+@pytest.mark.parametrize('word, page', [('node_scores', 'scores.html#node_scores'), ('patch_heads', 'patching.html#patch_heads'), ('average precision', 'glossary.html#average-precision')])
+def test_search_lands_on_the_page(browser, served, word, page):
+    browser.open(f'{served}howto/cluster.html')
+    search(browser, word).send_keys('\ue007') # Enter
+    browser.wait(lambda: browser.driver.current_url == served + page, f'{page}, but this is {browser.driver.current_url}')
+    assert not browser.messages() and not outside(browser, served)
+
+def test_search_finds_every_name(browser, served):
+    "The index has a function's own section first: every tenth name, as a search takes a tenth of a second."
+    browser.open(f'{served}index.html')
+    search(browser, 'find_circuit')
+    names = {n: module_page(m) for m in MODULES for n in documented(m)}
+    names = dict(list(names.items())[::10])
+    found = browser('''(async names => { const index = await (await fetch("search.json")).json(), fuse = new Fuse(index, {keys: [{name: "title", weight: 2}, {name: "section", weight: 2},
+        {name: "text", weight: 1}], ignoreLocation: true, threshold: 0.3, minMatchCharLength: 2}); return names.map(n => fuse.search(n, {limit: 1})[0]?.item.href) })(arguments[0])''', list(names))
+    assert not [(n, f) for (n, page), f in zip(names.items(), found) if not re.fullmatch(rf'{page}#{n.lower()}(-\d)?', f or '')] # -1: a heading has the name too
+
+def test_search_works_from_disk(browser, site):
+    browser.open(site/'tutorials/ioi.html', offline=True)
+    search(browser, 'verify_circuit').send_keys('\ue007')
+    browser.wait(lambda: browser.driver.current_url.endswith('/verify.html#verify_circuit'), 'verify.html')
+    assert not browser.messages()
