@@ -50,7 +50,8 @@ class Found:
 
     def record(self)->dict:
         "What was run, on what, with which versions, and how long it took."
-        return dict(task=dict(name=self.task.name, n=self.task.n, seed=self.task.seed, **self.task.settings), model=self.acts.made_from['model'],
+        made = self.acts.made_from
+        return dict(task=self.task.settings | dict(name=self.task.name, n=self.task.n, seed=self.task.seed, pairs=made['pairs']), model=made['model'],
                     behaviour=self.behaviour.summary(), run=self.settings, sae=self.sae.cfg, seconds=self.timings, versions=versions())
 
     def __repr__(self):

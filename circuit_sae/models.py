@@ -139,6 +139,8 @@ def write_matrices(
 )->torch.Tensor: # float32 [n_layers, n_heads, d_head, d_model], on the model's device; on the CPU where the layers are on several
     "For each head the matrix from its (scaled) `z` to what it adds to the residual stream."
     from accelerate.utils import align_module_device
+    bare = [l for l, block in enumerate(model.blocks) if not hasattr(block, 'attn')]
+    if bare: raise InputError(f'layer {bare[0]} of this model has no attention, so it has no heads to look at: expected attention in every layer.')
     for l, block in enumerate(model.blocks): # one at a time: the layers may be on disk, or on several devices
         with align_module_device(block.attn.o.original_component): w = block.attn.W_O.float()
         w = w * (getattr(block.attn, '_result_contribution_scale', None) or 1.)

@@ -103,3 +103,10 @@ def test_what_cannot_be_is_said(folder):
     with pytest.raises(InputError, match='either device='): load_model(str(folder), device='cpu', device_map=SOME)
     with pytest.raises(InputError, match='legacy=False'): load_model(str(folder), legacy=True, device_map=SOME)
     with pytest.raises(InputError, match='device_map'): load_model(str(folder), device_map={**SOME, 'model.layers.0': 0})
+
+def test_a_model_without_attention_is_refused(tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+    tokenizer = tiny_tokenizer()
+    model = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=32, state_size=8, num_hidden_layers=2))
+    model.save_pretrained(tmp_path); tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match='no attention'): cache_head_acts(load_model(str(tmp_path)), ioi_task(n=4))

@@ -118,7 +118,7 @@ def test_every_name_is_documented(pages, module):
         assert re.search(rf'(def|class) {name}\b', page.text), f'{name} has no signature'
 
 def test_glossary_has_every_word(pages):
-    words = '''code null-code latent node-score edge-score pair-head-count softmax-and-threshold positive-negative logit_diff effect roc-auc average-precision f1
+    words = '''code null-code latent node-score edge-score pair-head-count softmax-and-threshold p-q-and-p_max positive-negative logit_diff effect roc-auc average-precision f1
         pseudo-f1 faithfulness completeness minimality activation-patching attribution-patching eap-ig path-patching mean-difference paired-difference'''.split()
     assert not [w for w in words if w not in pages['glossary.html'].ids]
 
@@ -165,3 +165,25 @@ def test_search_works_from_disk(browser, site):
     search(browser, 'verify_circuit').send_keys('\ue007')
     browser.wait(lambda: browser.driver.current_url.endswith('/verify.html#verify_circuit'), 'verify.html')
     assert not browser.messages()
+
+@pytest.mark.parametrize('page', ['viewer.html', 'tutorials/codes.html'])
+def test_live_viewer_answers(browser, served, page):
+    "The inspector within a page: another head, one of its codes, another threshold."
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+    browser.open(served + page).driver.switch_to.frame(browser.one('iframe'))
+    try:
+        heads = Select(browser.one('#viewer #head'))
+        name = heads.options[1].text.split()[0]
+        assert not browser.one('#codes-title').text.startswith(name)
+        heads.select_by_index(1)
+        assert browser.one('#codes-title').text.startswith(f'{name}:')
+        before = browser.one('#prompts').text
+        browser.all('#code-table tbody button')[1].click()
+        assert name in browser.one('#prompts-title').text and browser.one('#prompts').text != before
+        browser.one('#tab-cut').click()
+        taken = len(browser.all('#taken button'))
+        browser.one('#threshold').send_keys(Keys.END)
+        assert 0 < len(browser.all('#taken button')) < taken
+    finally: browser.driver.switch_to.default_content()
+    assert not browser.messages() and not outside(browser, served)
