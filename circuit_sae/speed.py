@@ -83,7 +83,7 @@ def _training(c):
     own = preset_settings('default', c.task.name)
     own, _ = {k: own[k] for k in ('draw', 'unit_norm', 'null_code', 'head_norm', 'l1_coefficient')}, c.acts
     quick = lambda: c.train(preset='quick')
-    (a, b, same), saes = race(lambda: literal_train(c.acts, **own), quick, c.train, repeats=max(3, c.repeats))
+    (a, b, same), saes = race(lambda: literal_train(c.acts, **own), quick, c.train, repeats=max(2, c.repeats))
     x = training_points(saes[0], c.acts, draw_examples(c.acts.is_positive, 10, own['draw'], 0))
     product, goal, losses = 500*race(lambda: x @ saes[0].W_enc)[0][0], saes[0].losses[-1], np.array(saes[1].losses)
     until = int(np.argmax(losses <= goal)) + 1 if (losses <= goal).any() else None
@@ -126,7 +126,8 @@ def _small(c):
     return dict(what="find_circuit, preset='quick', 10 + 10 prompts; bound: 3 × bare forward + 2 s", walls=[a, b], bounds=[(a, '≤', 3*b + 2, ' s')], note=note)
 
 def _attribution(c):
-    (a, b, full), _ = race(lambda: attribute_heads(c.model, c.task), lambda: find_circuit(c.model, c.task, 'quick'), lambda: find_circuit(c.model, c.task), repeats=max(2, c.repeats))
+    (a, b), _ = race(lambda: attribute_heads(c.model, c.task), lambda: find_circuit(c.model, c.task, 'quick'), repeats=max(3, c.repeats))
+    full, _ = timed(lambda: find_circuit(c.model, c.task))
     return dict(what="attribute_heads ÷ find_circuit, preset='quick', same prompts", walls=[a, b], bounds=[(a/b, '≥', 2, '×')], note=f"with the default preset {full:.3g} s, {a/full:.2f} ×")
 
 # %% ../nbs/21_speed.ipynb #c9e5778c
@@ -164,7 +165,8 @@ def _find(c):
         save_json(f'{d}/ids.json', [b.tolist() for b in c.batches])
         def ours(preset):
             with tempfile.TemporaryDirectory() as out: fresh_python(_CLI, 'find', c.task_name, '--model', c.name, '--n', c.n_pairs, '--preset', preset, '--out', out)
-        (a, b, full, load), _ = race(lambda: ours('quick'), lambda: fresh_python(_BARE, c.folder, f'{d}/ids.json'), lambda: ours('default'), lambda: fresh_python(_LOAD, c.name), repeats=c.repeats)
+        (a, b), _ = race(lambda: ours('quick'), lambda: fresh_python(_BARE, c.folder, f'{d}/ids.json'), repeats=max(2, c.repeats))
+        (full, load), _ = race(lambda: ours('default'), lambda: fresh_python(_LOAD, c.name))
     return dict(what='circuit_sae find --preset quick --out ÷ bare imports, load and forward', walls=[a, b], bounds=[(a/b, '≤', 1.3, '×')],
                 note=f'with the default preset {full:.3g} s, {full/b:.2f} ×; a process that only imports and loads the model as this package does takes {load:.1f} s of either')
 
