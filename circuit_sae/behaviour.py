@@ -23,12 +23,15 @@ class Lint(NamedTuple):
     def __str__(self): return f'{self.rule}: {self.message}'
 
 # %% ../nbs/05_behaviour.ipynb #96c704f7
+def _numbers(pairs, n=8): # "pair 3" or "pairs 3, 5, 8", the first `n` of them
+    return f"pair{'s' if len(pairs) > 1 else ''} {', '.join(map(str, pairs[:n]))}{', …' if len(pairs) > n else ''}"
+
 def _lint_pairs(exs, enc):
     "Rules that look at texts and lengths."
     pos, neg = [enc(e.positive) for e in exs], [enc(e.negative) for e in exs]
-    differ = sum(len(p) != len(n) for p,n in zip(pos, neg))
-    if differ: yield Lint('length', f'{differ} of {len(exs)} pairs differ in number of tokens (mean {np.mean([*map(len, pos)]):.1f} and '
-                                    f'{np.mean([*map(len, neg)]):.1f}); heads that count positions will be found.')
+    differ = [i for i, (p, n) in enumerate(zip(pos, neg)) if len(p) != len(n)]
+    if differ: yield Lint('length', f'{len(differ)} of {len(exs)} pairs differ in number of tokens (mean {np.mean([*map(len, pos)]):.1f} and '
+                                    f'{np.mean([*map(len, neg)]):.1f}): {_numbers(differ)}; heads that count positions will be found.')
     words = [[len(i)/len(t.split()) for i,t in zip(ids, texts)] for ids,texts in ((pos, [e.positive for e in exs]), (neg, [e.negative for e in exs]))]
     a, b = np.mean(words[0]), np.mean(words[1])
     if abs(a-b) > .05*max(a, b): yield Lint('tokenisation', f'{a:.2f} tokens a word in positives, {b:.2f} in negatives; one class has rarer words.')
@@ -127,12 +130,14 @@ class Behaviour:
         "Why this behaviour is not one to look for a circuit of."
         s, out = self.summary(), []
         pos, neg = s['positive'], s['negative']
-        if pos['right'] < .7: out.append(Lint('cannot', f"the model prefers an answer to the wrong ones on only {pos['right']:.0%} of the positives."))
+        if pos['right'] < .7:
+            worst = np.argsort(self.logit_diff[self.is_positive])[:3].tolist()
+            out.append(Lint('cannot', f"the model prefers an answer to the wrong ones on only {pos['right']:.0%} of the positives; the worst are {_numbers(worst)}."))
         if neg['logit_diff'] > pos['logit_diff']/2:
             out.append(Lint('can', f"the negatives' logit_diff is {neg['logit_diff']:.2f}, over half of the positives' {pos['logit_diff']:.2f}; "
                                    'they leave the answer in place.'))
-        far = int((self.rank[self.is_positive] >= 100).sum())
-        if far > .1*pos['n']: out.append(Lint('answer', f"on {far} of {pos['n']} positives no answer is among the model's 100 likeliest tokens."))
+        far = np.flatnonzero(self.rank[self.is_positive] >= 100).tolist()
+        if len(far) > .1*pos['n']: out.append(Lint('answer', f"on {len(far)} of {pos['n']} positives no answer is among the model's 100 likeliest tokens: {_numbers(far)}. Reword or drop them."))
         return out
 
     @property

@@ -99,14 +99,14 @@ def table(self:Circuit,
     n:int=None, # Number of heads; default: those of the circuit
     mark=(), # Heads to mark, such as a reference
 )->str:
-    "Heads with score and probability, those of the circuit first, as text; `*` marks heads in `mark`, a rule ends the circuit."
+    "Heads with score, rank by score, and probability, those of the circuit first, as text; `*` marks heads in `mark`, a rule ends the circuit."
     if self.scores is None: return '\n'.join(map(str, self.heads))
     n, q = len(self) if n is None else n, self.q
     lines = [f"{'rank':>4}  {'head':<7}{'score':>7}  {'softmax':>9}{'' if q is None else '        q'}"]
-    for i, (h, s) in enumerate(sorted(self.scores.ranked(), key=lambda x: x[0] not in self.heads)[:n]):
+    for i, (rank, (h, s)) in enumerate(sorted(enumerate(self.scores.ranked(), 1), key=lambda x: x[1][0] not in self.heads)[:n]):
         at = head_index(h, self.scores.n_layers, self.scores.n_heads)
         if i == len(self) and i: lines.append('      ' + '-'*(24 if q is None else 33))
-        lines.append(f"{i+1:>4}  {str(h):<7}{s:>7.4g}  {self.prob[at]:>9.3g}{'' if q is None else f'{q[at]:>9.4f}'}{' *' if h in mark else ''}")
+        lines.append(f"{rank:>4}  {str(h):<7}{s:>7.4g}  {self.prob[at]:>9.3g}{'' if q is None else f'{q[at]:>9.4f}'}{' *' if h in mark else ''}")
     return '\n'.join(lines)
 
 @patch

@@ -31,19 +31,20 @@ def _parser():
         c.add_argument('--batch_size', type=int, default=256 if name == 'patch' else 50, help='prompts in a forward pass')
         c.add_argument('--answer_token', default='whole', help="for a task file: 'whole', answers are one token, or 'first', they count by their first")
         c.add_argument('--any_length', action='store_true', help='for a task file: let the prompts of a pair differ in length')
-    for f in map(sub.choices.get, ('find', 'inspect')):
-        f.add_argument('--n_train', type=int, default=10, help='examples the autoencoder is trained on')
-        f.add_argument('--preset', default='default', help="'default', 'quick' for fewer training steps, or 'paper' for the published protocol")
-        f.add_argument('--seed', type=int, default=0, help='seed of the autoencoder and of its draw')
+    for name in 'find', 'inspect':
+        f, unless = sub.choices[name], lambda default: default if name == 'find' else argparse.SUPPRESS # inspect takes up what the folder of --out was made with
+        f.add_argument('--n_train', type=int, default=unless(10), help='examples the autoencoder is trained on')
+        f.add_argument('--preset', default=unless('default'), help="'default', 'quick' for fewer training steps, or 'paper' for the published protocol")
+        f.add_argument('--seed', type=int, default=unless(0), help='seed of the autoencoder and of its draw')
         f.add_argument('--threshold', type=float, default=None, help='softmax probability from which a head belongs to the circuit (0.01)')
         f.add_argument('--top_k', type=int, default=None, help='or the number of heads')
         f.add_argument('--fdr', type=float, default=None, help='or the false discovery rate, by random labels: heads associated with the task more than chance would have it')
-        f.add_argument('--pool', default='mean', help="'mean', 'mean_no_bos' or 'last'")
-    f.add_argument('--out', default=None, help='folder of a run of find, or for one: what is there is not made again')
+        f.add_argument('--pool', default=unless('mean'), help="'mean', 'mean_no_bos' or 'last'")
+    f.add_argument('--out', default=None, help='folder of a run of find, which is shown as it was found; or for a new one')
     f.add_argument('--html', default=None, help='file for the page (inspector.html in the folder of --out, or here)')
     f.add_argument('--max_mb', type=float, default=5, help='largest size of the page; what does not fit is left out')
     f = sub.choices['find']
-    f.add_argument('--rows', type=int, default=20, help='rows of the table to print')
+    f.add_argument('--rows', type=int, default=argparse.SUPPRESS, help='rows of the table to print (20, and never less than the circuit)')
     f.add_argument('--out', default=None, help='folder for circuit.json, scores.csv, the autoencoder and a picture')
     t = sub.choices['patch']
     t.add_argument('--ablation', default='resample', help="what takes a head's place: 'resample', 'mean' or 'zero'")
@@ -99,20 +100,33 @@ def _check(args):
     model = _model(args, task)
     print(task, end='\n\n'); print(task.check(model, args.batch_size))
 
-def _found(args, task):
-    "The model, and what `find_circuit` finds with the arguments."
+def _given(args): # Arguments of `find_circuit` that were given
+    return {k: v for k in ('preset', 'n_train', 'seed', 'threshold', 'top_k', 'fdr', 'pool') if (v := getattr(args, k, None)) is not None}
+
+def _found(args, task, settings):
+    "The model, and what `find_circuit` finds."
     from circuit_sae.find import find_circuit, check_settings
-    settings = {k: getattr(args, k) for k in ('preset', 'n_train', 'threshold', 'top_k', 'fdr', 'pool', 'out')}
-    check_settings(task, **settings) # before the model is loaded
+    check_settings(task, out=args.out, **{k: v for k, v in settings.items() if k not in ('seed', 'over')}) # before the model is loaded
     model = _model(args, task)
-    return model, find_circuit(model, task, seed=args.seed, batch_size=args.batch_size, **settings)
+    return model, find_circuit(model, task, batch_size=args.batch_size, out=args.out, **settings)
+
+def _replaced(args):
+    "A line on the circuit that lies in the folder and was found with other settings, if there is one."
+    from circuit_sae.find import saved_settings
+    new = dict(threshold=.01, top_k=None, fdr=None) if not {'threshold', 'top_k', 'fdr'} & set(_given(args)) else dict(threshold=None, top_k=None, fdr=None)
+    old, new = saved_settings(args.out) if args.out else {}, new | _given(args)
+    other = {k: old[k] for k in new if old and old[k] != new[k] and old[k] is not None}
+    return other and f"replaces the circuit in {args.out}, which was found with {', '.join(f'{k}={v!r}' for k, v in other.items())}"
 
 def _find(args):
-    _, found = _found(args, _task(args))
+    said = _replaced(args)
+    _, found = _found(args, _task(args), _given(args))
+    if said: print(said, end='\n\n')
     print(found.behaviour, end='\n\n')
     ties = f', {args.top_k} asked for, ties with the last left out' if len(found.circuit) < (args.top_k or 0) else ''
     print(f"{len(found.circuit)} heads of {len(found.nodes)} (above the rule{ties}), by {found.nodes.name} that only positives use")
-    print(found.circuit.table(max(args.rows, 1)), end='\n\n')
+    print(found.circuit.table(max(getattr(args, 'rows', 20), len(found.circuit) + 1)), end='\n\n')
+    print('Associated with the task is not yet at work in it, and another --seed gives a list that differs in part. What each head does: circuit_sae patch', args.task, end='\n\n')
     print(', '.join(f'{k} {v:.1f} s' if v is not None else f'{k} from {args.out}' for k, v in found.timings.items()))
     if args.out: print('wrote', ', '.join(_draw(found, args.out)))
 
@@ -128,13 +142,17 @@ def _draw(found, out):
 # %% ../nbs/24_cli.ipynb #bd989135
 def _inspect(args):
     import contextlib
+    from circuit_sae.find import saved_settings
     from circuit_sae.inspector import inspect
     from circuit_sae.prompts import TASKS
     from circuit_sae.references import reference
     import circuit_sae.viewer # gives the inspector its page
     page = Path(args.html or Path(args.out or '.')/'inspector.html')
     check_writable(page.parent)
-    model, found = _found(args, _task(args))
+    stored, given = saved_settings(args.out) if args.out else {}, _given(args)
+    for k in given:
+        if stored and stored[k] != given[k]: raise InputError(f"'{args.out}' holds a circuit found with {k}={stored[k]!r}. Leave --{k} out to look at that one, or give another folder.")
+    model, found = _found(args, _task(args), stored or given)
     truth = None
     if args.task in TASKS:
         with contextlib.suppress(InputError): truth = reference(args.task, model=args.model) # where it was measured for this model
