@@ -33,7 +33,7 @@ def _name_points(ax, points, names, others, radius=4, **style):
     to, r = lambda p: ax.transData.transform(np.reshape(p, (-1, 2))), radius*scale
     taken, texts = np.c_[to(others) - r, to(others) + r], []
     for p, at, name in zip(points, to(points), names):
-        text = ax.annotate(name, p, (0, 0), textcoords='offset points', ha='center', va='center', fontsize=8, **style)
+        text = ax.annotate(name, p, (0, 0), textcoords='offset points', ha='center', va='center', fontsize=8, in_layout=False, **style) # the axis stays as measured
         half = np.array([text.get_window_extent().width, text.get_window_extent().height])/2 + scale
         places = _places(half + r, scale)
         boxes = np.c_[at + places - half, at + places + half]
