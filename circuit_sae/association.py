@@ -8,9 +8,8 @@ __all__ = ['has_pairs', 'relabel', 'relabelled_counts', 'adjust', 'Association',
 
 # %% ../nbs/18_association.ipynb #74622c04
 import numpy as np
-from fastcore.basics import patch
 from .core import *
-from .scores import NodeScores, _check_codes, layer_order, node_scores
+from .scores import _check_codes, layer_order, node_scores
 
 # %% ../nbs/18_association.ipynb #87606959
 def has_pairs(
@@ -74,6 +73,9 @@ def adjust(
     return q
 
 # %% ../nbs/18_association.ipynb #8e07a7b7
+def _labellings(n_perm, paired): # how many, and of which kind, in words
+    return f"{n_perm} {'swaps within pairs' if paired else 'deals of the labels'}"
+
 class Association:
     "Unique codes of each column, heads or pairs of heads, beside their distribution under random labels."
     def __init__(self,
@@ -98,7 +100,8 @@ class Association:
     q_any = property(lambda self: adjust(self.p, 'by')) # under any dependence
     def __len__(self): return len(self.counts)
     def significant(self, fdr=.05): # Those with `q` of at most `fdr`, the most surprising first
-        return [self.names[i] for i in np.lexsort((-self.z, self.p)) if self.q[i] <= fdr]
+        q = self.q
+        return [self.names[i] for i in np.lexsort((-self.z, self.p)) if q[i] <= fdr]
     def table(self, n=10): # The `n` most surprising, as text
         name = lambda x: str(x) if isinstance(x, Head) else '→'.join(map(str, x))
         best, q = np.lexsort((-self.z, self.p))[:n], self.q
@@ -106,7 +109,7 @@ class Association:
         rows = [f'{name(self.names[i]):<{wide}}{self.counts[i]:>8}{self.chance[i]:>9.1f}{self.z[i]:>7.1f}{self.p[i]:>10.4f}{q[i]:>9.4f}{self.p_max[i]:>9.4f}' for i in best]
         return '\n'.join([f"{'head' if wide < 9 else 'pair':<{wide}}{'unique':>8}{'chance':>9}{'z':>7}{'p':>10}{'q':>9}{'p_max':>9}", *rows])
     def __repr__(self):
-        return (f"Association with the labels, {self.n_perm} {'swaps within pairs' if self.paired else 'deals of the labels'}: q ≤ .05 for {(self.q <= .05).sum()} of {len(self)}, "
+        return (f"Association with the labels, {_labellings(self.n_perm, self.paired)}: q ≤ .05 for {(self.q <= .05).sum()} of {len(self)}, "
                 f'p_max ≤ .05 for {(self.p_max <= .05).sum()}\n{self.table()}')
 
 # %% ../nbs/18_association.ipynb #7a002381

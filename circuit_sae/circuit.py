@@ -10,7 +10,7 @@ from fastcore.basics import patch
 import numpy as np
 from .core import *
 from .scores import NodeScores
-from .association import node_association
+from .association import node_association, _labellings
 
 # %% ../nbs/18_circuit.ipynb #9ab10111
 def log_softmax(
@@ -114,7 +114,7 @@ def __repr__(self:Circuit):
     if self.scores is None: return f"Circuit of {len(self)} heads: {', '.join(map(str, self.heads))}"
     s = self.settings
     if s.get('top_k'): how = f"top_k={s['top_k']}{', ties left out' if len(self) < s['top_k'] else ''}"
-    elif s.get('fdr'): how = f"associated with the labels at a false discovery rate of {s['fdr']:g}, {s['n_perm']} {'swaps within pairs' if s['paired'] else 'deals of the labels'}"
+    elif s.get('fdr'): how = f"associated with the labels at a false discovery rate of {s['fdr']:g}, {_labellings(s['n_perm'], s['paired'])}"
     else: how = f"softmax over {s.get('over')} ≥ {s.get('threshold')}"
     by_layer = {}
     for h in sorted(self.heads): by_layer.setdefault(h.layer, []).append(str(h))

@@ -40,11 +40,12 @@ def _parser():
         f.add_argument('--top_k', type=int, default=None, help='or the number of heads')
         f.add_argument('--fdr', type=float, default=None, help='or the false discovery rate, by random labels: heads associated with the task more than chance would have it')
         f.add_argument('--pool', default=unless('mean'), help="'mean', 'mean_no_bos' or 'last'")
+    f = sub.choices['inspect']
     f.add_argument('--out', default=None, help='folder of a run of find, which is shown as it was found; or for a new one')
     f.add_argument('--html', default=None, help='file for the page (inspector.html in the folder of --out, or here)')
     f.add_argument('--max_mb', type=float, default=5, help='largest size of the page; what does not fit is left out')
     f = sub.choices['find']
-    f.add_argument('--rows', type=int, default=argparse.SUPPRESS, help='rows of the table to print (20, and never less than the circuit)')
+    f.add_argument('--rows', type=int, default=20, help='rows of the table to print, and never less than the circuit')
     f.add_argument('--out', default=None, help='folder for circuit.json, scores.csv, the autoencoder and a picture')
     t = sub.choices['patch']
     t.add_argument('--ablation', default='resample', help="what takes a head's place: 'resample', 'mean' or 'zero'")
@@ -100,8 +101,14 @@ def _check(args):
     model = _model(args, task)
     print(task, end='\n\n'); print(task.check(model, args.batch_size))
 
-def _given(args): # Arguments of `find_circuit` that were given
-    return {k: v for k in ('preset', 'n_train', 'seed', 'threshold', 'top_k', 'fdr', 'pool') if (v := getattr(args, k, None)) is not None}
+_SETTINGS = 'preset', 'n_train', 'seed', 'threshold', 'top_k', 'fdr', 'pool' # of `find_circuit`
+
+def _given(args): # Those that were given
+    return {k: v for k in _SETTINGS if (v := getattr(args, k, None)) is not None}
+
+def _saved(args): # What the circuit in the folder of --out was found with
+    from circuit_sae.find import saved_settings
+    return saved_settings(args.out) if args.out else {}
 
 def _found(args, task, settings):
     "The model, and what `find_circuit` finds."
@@ -110,22 +117,16 @@ def _found(args, task, settings):
     model = _model(args, task)
     return model, find_circuit(model, task, batch_size=args.batch_size, out=args.out, **settings)
 
-def _replaced(args):
-    "A line on the circuit that lies in the folder and was found with other settings, if there is one."
-    from circuit_sae.find import saved_settings
-    new = dict(threshold=.01, top_k=None, fdr=None) if not {'threshold', 'top_k', 'fdr'} & set(_given(args)) else dict(threshold=None, top_k=None, fdr=None)
-    old, new = saved_settings(args.out) if args.out else {}, new | _given(args)
-    other = {k: old[k] for k in new if old and old[k] != new[k] and old[k] is not None}
-    return other and f"replaces the circuit in {args.out}, which was found with {', '.join(f'{k}={v!r}' for k, v in other.items())}"
-
 def _find(args):
-    said = _replaced(args)
+    before = _saved(args)
     _, found = _found(args, _task(args), _given(args))
-    if said: print(said, end='\n\n')
+    after = _saved(args)
+    other = [f'{k}={before[k]!r}' for k in _SETTINGS if before.get(k) is not None and before[k] != after[k]]
+    if other: print(f"replaces the circuit in {args.out}, which was found with {', '.join(other)}", end='\n\n')
     print(found.behaviour, end='\n\n')
     ties = f', {args.top_k} asked for, ties with the last left out' if len(found.circuit) < (args.top_k or 0) else ''
     print(f"{len(found.circuit)} heads of {len(found.nodes)} (above the rule{ties}), by {found.nodes.name} that only positives use")
-    print(found.circuit.table(max(getattr(args, 'rows', 20), len(found.circuit) + 1)), end='\n\n')
+    print(found.circuit.table(max(args.rows, len(found.circuit) + 1)), end='\n\n')
     print('Associated with the task is not yet at work in it, and another --seed gives a list that differs in part. What each head does: circuit_sae patch', args.task, end='\n\n')
     print(', '.join(f'{k} {v:.1f} s' if v is not None else f'{k} from {args.out}' for k, v in found.timings.items()))
     if args.out: print('wrote', ', '.join(_draw(found, args.out)))
@@ -139,17 +140,16 @@ def _draw(found, out):
     with whole_file(Path(out)/'heads.png') as p: ax.figure.savefig(p, dpi=150)
     return [str(Path(out)/f) for f in ('circuit.json', 'scores.csv', 'edges.csv', 'codes.csv', 'heads.png', 'acts.safetensors', 'sae.safetensors')]
 
-# %% ../nbs/24_cli.ipynb #bd989135
+# %% ../nbs/24_cli.ipynb #c3543d3f
 def _inspect(args):
     import contextlib
-    from circuit_sae.find import saved_settings
     from circuit_sae.inspector import inspect
     from circuit_sae.prompts import TASKS
     from circuit_sae.references import reference
     import circuit_sae.viewer # gives the inspector its page
     page = Path(args.html or Path(args.out or '.')/'inspector.html')
     check_writable(page.parent)
-    stored, given = saved_settings(args.out) if args.out else {}, _given(args)
+    stored, given = _saved(args), _given(args)
     for k in given:
         if stored and stored[k] != given[k]: raise InputError(f"'{args.out}' holds a circuit found with {k}={stored[k]!r}. Leave --{k} out to look at that one, or give another folder.")
     model, found = _found(args, _task(args), stored or given)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from .core import *
+from .circuit import log_softmax
 from .contributions import *
 from .plots import _axis
 from .references import truth_mask
@@ -210,8 +211,7 @@ def at(self:Inspector,
     s = np.asarray(self.nodes, dtype=float)
     if not np.isfinite(threshold): raise InputError(f'a threshold is a number, got {threshold}.')
     threshold, taken, heads = float(threshold), s >= threshold, [h for h, v in self.nodes.ranked() if v >= threshold]
-    shifted = np.exp(s - s.max()).sum()
-    prob = float(np.exp(min(threshold - s.max() - np.log(shifted), 0.)))
+    prob = float(np.exp(min(threshold - s[0] + log_softmax(s)[0], 0.)))
     if self.truth is None: return Cut(threshold, prob, heads)
     right, t = int((taken & self.truth).sum()), self.truth
     return Cut(threshold, prob, heads, right/len(heads) if heads else None, right/max(int(t.sum()), 1), (len(heads) - right)/max(int((~t).sum()), 1))

@@ -141,6 +141,9 @@ def draw_examples(
 def _tangent(grad, W, axis): # what is left of a gradient behind `normalize(W)`, `W` of unit norm along `axis`
     return grad - W*(grad*W).sum(axis, keepdim=True)
 
+def _before_relu(sae, x): # [point, d_sae], for weights of unit norm; the input's bias folded into theirs
+    return torch.addmm(sae.b_enc - sae.b_dec@sae.W_enc, x, sae.W_enc)
+
 def point_sums(
     x:torch.Tensor, # float [point, d_in]
 ): # (sum over points [d_in], sum of squares, number of points)
@@ -157,7 +160,7 @@ def sae_gradients(
     "`sae_loss` and its gradient, computed only where a latent fires."
     d, E, D, b = x.shape[1], sae.W_enc, sae.W_dec, sae.b_dec
     total, squares, n = sums or point_sums(x)
-    a = torch.addmm(sae.b_enc - b@E, x, E).relu_()
+    a = _before_relu(sae, x).relu_()
     points, latents = (a.sum(axis).nonzero().squeeze(1) for axis in (1, 0)) # that fire; of no points too
     a, centred, Df = a[points][:, latents], x[points] - b, D[latents]
     silent = squares - 2*(b@total) + n*(b@b) - centred.pow(2).sum() # squared error where nothing fires
@@ -180,8 +183,7 @@ def may_fire(
     share:float=.1, # The part of that motion, at most, that is taken to go towards a point
 )->torch.Tensor: # bool [point]
     "Points on which a latent fires, or may soon."
-    before_relu = torch.addmm(sae.b_enc - sae.b_dec@sae.W_enc, x, sae.W_enc)
-    return (torch.addcmul(before_relu, x.norm(dim=1, keepdim=True), moved[None], value=share) > 0).any(1)
+    return (torch.addcmul(_before_relu(sae, x), x.norm(dim=1, keepdim=True), moved[None], value=share) > 0).any(1)
 
 # %% ../nbs/16_sae.ipynb #028e96e5
 def training_points(
@@ -194,13 +196,13 @@ def training_points(
 
 def _shown(sae, x, n_epochs, n_warm, recheck, seed):
     "The points of each training step, and `point_sums` of those they stand for."
-    few = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:max(1, len(x)//4)].to(x.device)]
-    part, sums = few, point_sums(few)
-    for step in range(n_epochs):
-        since = step - n_warm
-        if since == 0: part, sums = x, point_sums(x)
-        if recheck > 1 and since >= 0 and since % recheck == 0:
-            if since: part = x[may_fire(sae, x, (sae.W_enc - before).norm(dim=0))]
+    if n_warm:
+        few = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:max(1, len(x)//4)].to(x.device)]
+        yield from [(few, point_sums(few))]*min(n_warm, n_epochs)
+    part, sums = x, point_sums(x)
+    for step in range(n_epochs - n_warm):
+        if recheck > 1 and step % recheck == 0:
+            if step: part = x[may_fire(sae, x, (sae.W_enc - before).norm(dim=0))]
             before = sae.W_enc.clone()
         yield part, sums
 

@@ -150,10 +150,10 @@ def _tokens_of(enc, ex, answer_token, equal_length):
         for x in texts:
             got = [enc.ending(p, x) for p in (ex.positive, ex.negative)]
             if answer_token == 'first' and not all(got): continue # `00` after ` 17` is one token, ` 1700`: it cannot come next
-            hint = f' Did you mean {" "+x!r}?' if x[0] != ' ' and len(enc.ending(ex.positive, ' '+x) or ()) == 1 else ''
-            if None in got or not all(got): raise InputError(f'the {kind} {x!r} does not begin a new token after {ex.positive[-20:]!r}.{hint}')
+            def hint(): return f' Did you mean {" "+x!r}?' if x[0] != ' ' and len(enc.ending(ex.positive, ' '+x) or ()) == 1 else ''
+            if None in got or not all(got): raise InputError(f'the {kind} {x!r} does not begin a new token after {ex.positive[-20:]!r}.{hint()}')
             if answer_token == 'whole' and len(got[0]) != 1:
-                raise InputError(f"the {kind} {x!r} is {len(got[0])} tokens for this model: {enc.strings(got[0])}.{hint} "
+                raise InputError(f"the {kind} {x!r} is {len(got[0])} tokens for this model: {enc.strings(got[0])}.{hint()} "
                                  "Use a one-token answer, or count first tokens: answer_token='first' (--answer_token first).")
             ids.append(got[0][0])
         return set(ids)
