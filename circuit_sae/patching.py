@@ -25,10 +25,11 @@ def pair_buckets(
     model, # A TransformerLens bridge
     task, # A `Task` whose pairs have prompts of equal length
     batch_size:int=24, # Pairs in a batch at most
+    answers:bool=True, # Must every pair have an answer and a wrong token?
 ): # Yields (pairs, ids of positives, ids of negatives): int arrays [batch], [batch, position], [batch, position]
     "Pairs in batches of equal length; those that begin to differ at the same place come together."
     tokens, n = task.tokens(model), task.n
-    if not all(tokens.wrongs) or not all(tokens.answers): raise InputError(f"task '{task.name}' has pairs without answer or wrong tokens; an effect needs both.")
+    if answers and not (all(tokens.wrongs) and all(tokens.answers)): raise InputError(f"task '{task.name}' has pairs without answer or wrong tokens; an effect needs both.")
     uneven = next((i for i in range(n) if len(tokens.ids[i]) != len(tokens.ids[i+n])), None)
     if uneven is not None: raise InputError(f'the prompts of pair {uneven} differ in length; patching needs the same positions in both. Reword the pair.')
     yield from tokens.pairs(batch_size)
