@@ -15,13 +15,16 @@ from .association import node_association, _labellings
 # %% ../nbs/18_circuit.ipynb #9ab10111
 def log_softmax(
     scores, # float or int [n_layers * n_heads], or `NodeScores`
-    over:str='heads', # 'heads': over all heads; 'layer': within each layer
+    over:str='heads', # 'heads': over all heads; 'layer': within each layer; 'sum': no softmax, scores of 0 and above divided by their sum
     n_heads:int=None, # Heads in a layer, needed for 'layer' when `scores` is a plain array
 )->np.ndarray: # float64 [n_layers * n_heads]: natural logarithm of the probabilities
     "Softmax of the scores in log space."
-    one_of(over, ['heads', 'layer'], 'over')
+    one_of(over, ['heads', 'layer', 'sum'], 'over')
     s, H = np.asarray(scores, dtype=np.float64), n_heads or getattr(scores, 'n_heads', None)
     if not np.isfinite(s).all(): raise InputError('scores must be finite; got NaN or infinity.')
+    if over == 'sum':
+        if s.min() < 0 or not s.any(): raise InputError(f"over='sum' needs scores of 0 and above, some above; the lowest is {s.min():g}.")
+        with np.errstate(divide='ignore'): return np.log(s/s.sum())
     if over == 'layer':
         if H is None: raise InputError("over='layer' needs n_heads, the number of heads in a layer.")
         s = s.reshape(-1, H)
@@ -69,7 +72,7 @@ def predict_circuit(
     nodes, # `NodeScores`
     threshold:float=None, # Heads whose softmax probability is at least this; default 0.01 unless `top_k` is given
     top_k:int=None, # Or the k best heads; heads tied with the k-th are left out together
-    over:str='heads', # Softmax over all 'heads', or within each 'layer'
+    over:str='heads', # Softmax over all 'heads', or within each 'layer'; or 'sum', for scores that are shares
     n_heads:int=None, # Heads in a layer, when `nodes` is a plain array
     fdr:float=None, # Or the heads whose count is more than chance, at this false discovery rate; for what `node_scores` gives of `Codes`
     seed:int=0, # Of the random labels behind `fdr`
@@ -102,7 +105,7 @@ def table(self:Circuit,
     "Heads with score, rank by score, and probability, those of the circuit first, as text; `*` marks heads in `mark`, a rule ends the circuit."
     if self.scores is None: return '\n'.join(map(str, self.heads))
     n, q = len(self) if n is None else n, self.q
-    lines = [f"{'rank':>4}  {'head':<7}{'score':>7}  {'softmax':>9}{'' if q is None else '        q'}"]
+    lines = [f"{'rank':>4}  {'head':<7}{'score':>7}  {'share' if self.settings.get('over') == 'sum' else 'softmax':>9}{'' if q is None else '        q'}"]
     for i, (rank, (h, s)) in enumerate(sorted(enumerate(self.scores.ranked(), 1), key=lambda x: x[1][0] not in self.heads)[:n]):
         at = head_index(h, self.scores.n_layers, self.scores.n_heads)
         if i == len(self) and i: lines.append('      ' + '-'*(24 if q is None else 33))
@@ -115,7 +118,7 @@ def __repr__(self:Circuit):
     s = self.settings
     if s.get('top_k'): how = f"top_k={s['top_k']}{', ties left out' if len(self) < s['top_k'] else ''}"
     elif s.get('fdr'): how = f"associated with the labels at a false discovery rate of {s['fdr']:g}, {_labellings(s['n_perm'], s['paired'])}"
-    else: how = f"softmax over {s.get('over')} ≥ {s.get('threshold')}"
+    else: how = f"{'share of the sum' if s.get('over') == 'sum' else 'softmax over ' + str(s.get('over'))} ≥ {s.get('threshold')}"
     by_layer = {}
     for h in sorted(self.heads): by_layer.setdefault(h.layer, []).append(str(h))
     return '\n'.join([f'Circuit of {len(self)} of {len(self.scores)} heads ({self.scores.name}, {how})'] +

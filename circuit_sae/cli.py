@@ -14,12 +14,12 @@ from .core import *
 def _parser():
     "The command line; nothing heavy is imported to print its help."
     p = argparse.ArgumentParser('circuit_sae', description='Find the attention heads that carry out a task.')
-    sub = p.add_subparsers(dest='command', required=True, metavar='{find,inspect,check,patch,benchmark,experiment,paper,speed,tasks,models}')
+    sub = p.add_subparsers(dest='command', required=True, metavar='{find,inspect,certify,check,patch,benchmark,experiment,paper,speed,tasks,models}')
     def command(name, help):
         c = sub.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         c.add_argument('--debug', action='store_true', help='show the traceback of an error')
         return c
-    for name, help in (('find', 'find the heads that carry out a task'), ('inspect', 'find them, and write a page to look at their codes, prompts and tokens'), ('check', 'can the model do the task, and is the comparison fair?'),
+    for name, help in (('find', 'find the heads that carry out a task'), ('inspect', 'find them, and write a page to look at their codes, prompts and tokens'), ('certify', 'find them, and say whether they should be believed, on one page'), ('check', 'can the model do the task, and is the comparison fair?'),
                        ('patch', 'measure what every head does, by patching it')):
         c, every = command(name, help), ", or 'all'" if name == 'patch' else ''
         c.add_argument('task', help=f"a built-in task (see 'circuit_sae tasks'), or a .csv or .jsonl file with positive, negative, answer, wrong{every}")
@@ -31,8 +31,10 @@ def _parser():
         c.add_argument('--batch_size', type=int, default=256 if name == 'patch' else 50, help='prompts in a forward pass')
         c.add_argument('--answer_token', default='whole', help="for a task file: 'whole', answers are one token, or 'first', they count by their first")
         c.add_argument('--any_length', action='store_true', help='for a task file: let the prompts of a pair differ in length')
-    for name in 'find', 'inspect':
-        f, unless = sub.choices[name], lambda default: default if name == 'find' else argparse.SUPPRESS # inspect takes up what the folder of --out was made with
+    for name in 'find', 'inspect', 'certify':
+        f, unless = sub.choices[name], lambda default: default if name == 'find' else argparse.SUPPRESS # the others take up what the folder of --out was made with
+        f.add_argument('--score', default=unless('unique codes'), help="what heads are ranked and chosen by: 'unique codes', or 'flow', the share of the difference between positive and negative that a head passed on")
+        f.add_argument('--n_flow', type=int, default=unless(40), help='pairs that the difference is followed on')
         f.add_argument('--n_train', type=int, default=unless(10), help='examples the autoencoder is trained on')
         f.add_argument('--preset', default=unless('default'), help="'default', 'quick' for fewer training steps, or 'paper' for the published protocol")
         f.add_argument('--seed', type=int, default=unless(0), help='seed of the autoencoder and of its draw')
@@ -44,6 +46,12 @@ def _parser():
     f.add_argument('--out', default=None, help='folder of a run of find, which is shown as it was found; or for a new one')
     f.add_argument('--html', default=None, help='file for the page (inspector.html in the folder of --out, or here)')
     f.add_argument('--max_mb', type=float, default=5, help='largest size of the page; what does not fit is left out')
+    f = sub.choices['certify']
+    f.add_argument('--n_causal', type=int, default=10, help='pairs that are patched')
+    f.add_argument('--draws', type=int, default=100, help='draws of prompts, to see which heads are stable')
+    f.add_argument('--seeds', type=int, default=3, help='autoencoders that are trained for them')
+    f.add_argument('--all', action='store_true', help='run every stage, also after one that speaks against the circuit')
+    f.add_argument('--out', default=None, help='folder for certificate.json, .md and .html (here); if find wrote to it, its circuit is certified as it was found')
     f = sub.choices['find']
     f.add_argument('--rows', type=int, default=20, help='rows of the table to print, and never less than the circuit')
     f.add_argument('--out', default=None, help='folder for circuit.json, scores.csv, the autoencoder and a picture')
@@ -101,7 +109,7 @@ def _check(args):
     model = _model(args, task)
     print(task, end='\n\n'); print(task.check(model, args.batch_size))
 
-_SETTINGS = 'preset', 'n_train', 'seed', 'threshold', 'top_k', 'fdr', 'pool' # of `find_circuit`
+_SETTINGS = 'preset', 'n_train', 'seed', 'threshold', 'top_k', 'fdr', 'pool', 'score', 'n_flow' # of `find_circuit`
 
 def _given(args): # Those that were given
     return {k: v for k in _SETTINGS if (v := getattr(args, k, None)) is not None}
@@ -125,9 +133,10 @@ def _find(args):
     if other: print(f"replaces the circuit in {args.out}, which was found with {', '.join(other)}", end='\n\n')
     print(found.behaviour, end='\n\n')
     ties = f', {args.top_k} asked for, ties with the last left out' if len(found.circuit) < (args.top_k or 0) else ''
-    print(f"{len(found.circuit)} heads of {len(found.nodes)} (above the rule{ties}), by {found.nodes.name} that only positives use")
+    print(f"{len(found.circuit)} heads of {len(found.nodes)} (above the rule{ties}), by {found.nodes.name}{' that only positives use'*(found.flow is None)}")
     print(found.circuit.table(max(args.rows, len(found.circuit) + 1)), end='\n\n')
-    print('Associated with the task is not yet at work in it, and another --seed gives a list that differs in part. What each head does: circuit_sae patch', args.task, end='\n\n')
+    other = 'another draw of prompts' if found.flow else 'another --seed'
+    print(f'Associated with the task is not yet at work in it, and {other} gives a list that differs in part. What each head does: circuit_sae patch', args.task, end='\n\n')
     print(', '.join(f'{k} {v:.1f} s' if v is not None else f'{k} from {args.out}' for k, v in found.timings.items()))
     if args.out: print('wrote', ', '.join(_draw(found, args.out)))
 
@@ -138,24 +147,30 @@ def _draw(found, out):
     import circuit_sae.plots
     ax = found.circuit.plot(title=f"{found.task.name} in {found.acts.made_from['model']['name']}: {len(found.circuit)} heads")
     with whole_file(Path(out)/'heads.png') as p: ax.figure.savefig(p, dpi=150)
-    return [str(Path(out)/f) for f in ('circuit.json', 'scores.csv', 'edges.csv', 'codes.csv', 'heads.png', 'acts.safetensors', 'sae.safetensors')]
+    return [str(Path(out)/f) for f in ('circuit.json', 'scores.csv', 'edges.csv', 'codes.csv', 'heads.png', 'acts.safetensors', *(['flow.safetensors'] if found.flow else []), 'sae.safetensors')]
 
-# %% ../nbs/24_cli.ipynb #c3543d3f
-def _inspect(args):
+# %% ../nbs/24_cli.ipynb #a6e0ca28
+def _check_given(args, stored, given):
+    "`InputError` where a folder holds a circuit that was found with other settings."
+    for k in given:
+        if stored and stored[k] != given[k]: raise InputError(f"'{args.out}' holds a circuit found with {k}={stored[k]!r}. Leave --{k} out to look at that one, or give another folder.")
+
+def _truth(args): # The heads that matter by patching, where that was measured for this task and model
     import contextlib
-    from circuit_sae.inspector import inspect
     from circuit_sae.prompts import TASKS
     from circuit_sae.references import reference
+    if args.task in TASKS:
+        with contextlib.suppress(InputError): return reference(args.task, model=args.model)
+
+def _inspect(args):
+    from circuit_sae.inspector import inspect
     import circuit_sae.viewer # gives the inspector its page
     page = Path(args.html or Path(args.out or '.')/'inspector.html')
     check_writable(page.parent)
     stored, given = _saved(args), _given(args)
-    for k in given:
-        if stored and stored[k] != given[k]: raise InputError(f"'{args.out}' holds a circuit found with {k}={stored[k]!r}. Leave --{k} out to look at that one, or give another folder.")
+    _check_given(args, stored, given)
     model, found = _found(args, _task(args), stored or given)
-    truth = None
-    if args.task in TASKS:
-        with contextlib.suppress(InputError): truth = reference(args.task, model=args.model) # where it was measured for this model
+    truth = _truth(args)
     insp = inspect(found, model, truth, args.batch_size)
     print(insp)
     if insp.truth is not None:
@@ -163,7 +178,22 @@ def _inspect(args):
         print(f'circuit of {len(cut.heads)} heads: precision {cut.precision or 0:.3f}, recall {cut.recall:.3f}')
     print(f'wrote {insp.to_html(page, max_mb=args.max_mb)} ({page.stat().st_size/1e6:.2f} MB): open it in a browser')
 
-# %% ../nbs/24_cli.ipynb #4830f766
+# %% ../nbs/24_cli.ipynb #bd989135
+def _certify(args):
+    from circuit_sae.certificate import certify
+    task, stored, given = _task(args), _saved(args), _given(args)
+    _check_given(args, stored, given)
+    if not stored: # whatever the prompts, they get a verdict; and no threshold has to be guessed
+        given.setdefault('n_train', min(10, 2*task.n))
+        if not {'threshold', 'top_k', 'fdr'} & set(given): given['fdr'] = .05
+    where = check_writable(args.out or '.')
+    model, found = _found(args, task, stored or given)
+    cert = certify(found, model, truth=_truth(args), n_causal=args.n_causal, n_draws=args.draws, seeds=range(args.seeds), stop=not args.all)
+    print(f'\n{cert}')
+    print('wrote', ', '.join(map(str, cert.save(where))))
+    return 0 if cert else 3
+
+# %% ../nbs/24_cli.ipynb #759f0e16
 _MEASURED = dict(resample=40) # pairs, by ablation
 _EDGES = dict(n=12, effect=.02, tasks=('ioi', 'induction'))
 
@@ -199,7 +229,7 @@ def _patch_all(args):
             if ablation == 'resample' and name in _EDGES['tasks'] and not (out/f'{name}-edges.json').exists():
                 _patch_edges(model, get_task(name, n=_EDGES['n'], seed=args.task_seed), effects.reference(_EDGES['effect']), out/f'{name}-edges.json', args.batch_size)
 
-# %% ../nbs/24_cli.ipynb #07c1fb97
+# %% ../nbs/24_cli.ipynb #35bb9249
 def _benchmark(args):
     from circuit_sae.baselines import METHODS, SCORERS
     import pandas as pd
@@ -215,7 +245,7 @@ def _benchmark(args):
     print(leaderboard(pd.concat(dfs)))
     print(f'\nwrote {args.out}')
 
-# %% ../nbs/24_cli.ipynb #eb8ca32d
+# %% ../nbs/24_cli.ipynb #cddfceef
 def _experiment(args):
     import matplotlib
     matplotlib.use('Agg')
@@ -232,13 +262,13 @@ def _paper(args):
     print(paper_table(args.models, range(args.seeds), args.n, args.variants, args.out, n_workers=args.workers))
     print(f'\nwrote {args.out}')
 
-# %% ../nbs/24_cli.ipynb #1165d50b
+# %% ../nbs/24_cli.ipynb #6800cf85
 def _speed(args):
     from circuit_sae.speed import speed
     print(speed(args.model, args.task, args.n, args.stages, args.out, args.repeats))
     if args.out: print(f'\nwrote {args.out}')
 
-# %% ../nbs/24_cli.ipynb #6800cf85
+# %% ../nbs/24_cli.ipynb #4f6e534a
 def _tasks(args):
     from circuit_sae.prompts import TASKS
     for name, make in TASKS.items(): print(f'{name:14} {make(n=2).description}')
@@ -250,10 +280,10 @@ def _models(args):
 
 def main(
     argv=None, # Arguments; default: those of the process
-)->int: # Exit status: 0 well, 2 bad input, 1 anything else, 130 interrupted
+)->int: # Exit status: 0 well, 3 not certified, 2 bad input, 1 anything else, 130 interrupted
     "The `circuit_sae` command."
     args = _parser().parse_args(argv)
-    try: dict(find=_find, inspect=_inspect, check=_check, patch=_patch, benchmark=_benchmark, experiment=_experiment, paper=_paper, speed=_speed, tasks=_tasks, models=_models)[args.command](args)
+    try: return dict(find=_find, inspect=_inspect, certify=_certify, check=_check, patch=_patch, benchmark=_benchmark, experiment=_experiment, paper=_paper, speed=_speed, tasks=_tasks, models=_models)[args.command](args) or 0
     except KeyboardInterrupt: print('\ninterrupted; what was finished is in place', file=sys.stderr); return 130
     except InputError as e:
         if args.debug: raise
@@ -261,4 +291,3 @@ def main(
     except Exception as e:
         if args.debug: raise
         print(f'circuit_sae: unexpected {type(e).__name__}: {" ".join(str(e).split())[:300]} (--debug shows where)', file=sys.stderr); return 1
-    return 0
