@@ -95,7 +95,7 @@ def _association(a):
     if not k: return [Reason('empty', f'the circuit has no heads. {a.record["association"]["heads"]} of the model\'s {a.n} heads are associated with the task beyond chance. Give more pairs, or choose by another rule.')]
     if k == a.n: return [Reason('whole', f'the circuit is all {a.n} heads of the model, which says nothing about any of them. Choose fewer: fdr={a.fdr:g}, or top_k.')]
     not_told = [h for h in a.circuit if found.q[a.index(h)] > a.fdr]
-    if len(not_told) == k: return [Reason('chance', f'no head of the circuit is associated with the task beyond chance (q ≤ {a.fdr:g}): random labels give as many unique codes. Give more pairs, or choose heads by fdr={a.fdr:g}.', not a.by_flow)]
+    if len(not_told) == k: return [Reason('chance', f'no head of the circuit is associated with the task beyond chance (q ≤ {a.fdr:g}): random labels give as many unique codes. ' + ('The flow that chose the heads does not go by codes.' if a.by_flow else f'Give more pairs, or choose heads by fdr={a.fdr:g}.'), not a.by_flow)]
     return [Reason('chance', f'not associated with the task beyond chance (q > {a.fdr:g}): {_named(not_told)} ({len(not_told)} of {k} heads).', False)]*bool(not_told)
 
 def _codes(a):
@@ -163,7 +163,7 @@ def _heads_act(a, effect, se):
     idle = [h for h, w in zip(a.shown, works[:k]) if not w]
     says = f'{k - len(idle)} of {k} heads have an effect when they are patched, one by one (interval beyond 1/{a.n} of the behaviour)'
     if 2*len(idle) > k: yield Reason('causal', f'only {says}. Without one: {_named(idle)}; being associated is not being at work. Patch all heads of the model (patch_heads, circuit_sae patch) to see which ones do it; '
-                                     f'or more pairs, if the intervals are wide.')
+                                     f'choose fewer heads (top_k); or more pairs, if the intervals are wide.')
     elif idle: yield Reason('causal', f'{says}. Without one: {_named(idle)}.', False)
 
 def _percent(x, se=None): return f'{round(float(x), 2) + 0:.0%}' + ('' if se is None else f' ± {1.96*se:.0%}') # + 0: no '-0%'

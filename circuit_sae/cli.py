@@ -38,9 +38,9 @@ def _parser():
         f.add_argument('--n_train', type=int, default=unless(10), help='examples the autoencoder is trained on')
         f.add_argument('--preset', default=unless('default'), help="'default', 'quick' for fewer training steps, or 'paper' for the published protocol")
         f.add_argument('--seed', type=int, default=unless(0), help='seed of the autoencoder and of its draw')
-        f.add_argument('--threshold', type=float, default=None, help='softmax probability from which a head belongs to the circuit (0.01)')
+        f.add_argument('--threshold', type=float, default=None, help='share from which a head belongs to the circuit (0.01): its softmax probability, or for the flow its score over the sum of all')
         f.add_argument('--top_k', type=int, default=None, help='or the number of heads')
-        f.add_argument('--fdr', type=float, default=None, help='or the false discovery rate, by random labels: heads associated with the task more than chance would have it')
+        f.add_argument('--fdr', type=float, default=None, help='or the false discovery rate, by random labels: heads whose unique codes are associated with the task more than chance would have it, whatever the score')
         f.add_argument('--pool', default=unless('mean'), help="'mean', 'mean_no_bos' or 'last'")
     f = sub.choices['inspect']
     f.add_argument('--out', default=None, help='folder of a run of find, which is shown as it was found; or for a new one')

@@ -154,7 +154,9 @@ class Flow:
         return np.median(np.abs(self.credit[:, :, head_index(h, self.n_layers, self.n_heads)]), 0)
     def by_code(self, h, codes): # `CodeFlow`s of a head, that with the largest share first; `codes` [example, head], positives first, of the same task
         i = head_index(h, self.n_layers, self.n_heads)
-        c, mine = np.asarray(codes)[:len(self.credit), i], self.credit[:, :, i]
+        c, mine = np.asarray(codes), self.credit[:, :, i]
+        if c.ndim != 2 or len(c) < len(mine): raise InputError(f'expected the codes of all heads, [example, head], such as found.codes, for {len(mine)} pairs; got {list(c.shape)}.')
+        c = c[:len(mine), i]
         size = np.abs(mine.sum(1))
         rows = [CodeFlow(int(k), int((on := c == k).sum()), float(mine[on].sum(1).mean()), float(size[on].sum()/max(size.sum(), 1e-12)), int(np.abs(mine[on]).sum(0).argmax() - mine.shape[1])) for k in np.unique(c)]
         return sorted(rows, key=lambda r: -r.share)
