@@ -64,8 +64,7 @@ def _attention_credit(A, g, v, q, k, start):
     "What changed attention brought to each head [pair, position, head], for its query and, at every source from `start` on, for its key."
     worth = torch.einsum('bphd,bqhd->bhpq', g, _mean(v)) # of a unit of attention
     dA, mA = _diff(A)[:, :, start:], _mean(A)[:, :, start:]
-    moved = [torch.einsum('bphd,bqhd->bhpq', *x) for x in ((_diff(q)[:, start:], _mean(k)), (_mean(q)[:, start:], _diff(k)))]
-    by_q, by_k = moved
+    by_q, by_k = (torch.einsum('bphd,bqhd->bhpq', *x) for x in ((_diff(q)[:, start:], _mean(k)), (_mean(q)[:, start:], _diff(k)))) # change of each score
     by_q = by_q - (mA*by_q).sum(-1, keepdim=True) # what a query changes at all sources alike moves no attention
     by_q, by_k = (mA*by_q.abs()).sum(-1), mA*by_k.abs()
     share = _ratio((dA*worth).sum(-1), by_q + by_k.sum(-1))
@@ -75,9 +74,10 @@ def _through_heads(attn, layer, kept, g, start):
     "What heads' `z`, worth `g` [pair, position, head, d_head], is worth at each head's (normalised) input [pair, position, head, d_model]."
     (n, T), H, d = kept['resid', layer].shape[:2], g.shape[2], g.shape[3]
     def heads(x): return (x := x.reshape(n, T, -1, d)).repeat_interleave(H//x.shape[2], 2) # a key that several heads share stands once for each
-    q, k, v, rot_q, rot_k = (heads(kept.get(('rot_' + i[-1], layer), kept[i[-1], layer]) if 'rot' in i else kept[i, layer]) for i in ('q', 'k', 'v', 'rot_q', 'rot_k'))
+    q, k, v = (heads(kept[i, layer]) for i in 'qkv')
+    rotated = (heads(kept[at]) if (at := (f'rot_{i}', layer)) in kept else x for i, x in (('q', q), ('k', k)))
     A = kept['pattern', layer]
-    for_q, for_k = _attention_credit(A, g, v, rot_q, rot_k, start)
+    for_q, for_k = _attention_credit(A, g, v, *rotated, start)
     def own(x, credit): return x*_ratio(credit, x.pow(2).sum(-1))[..., None]
     at = own(_diff(q)[:, start:], for_q), own(_diff(k)[:, start:], for_k), torch.einsum('bhpq,bphd->bqhd', _mean(A)[:, :, start:, start:], g)
     W = (w.float().repeat_interleave(H//len(w), 0) for w in (attn.W_Q, attn.W_K, attn.W_V))
@@ -119,7 +119,9 @@ class _Sweep:
             read = _through_heads(block.attn, l, kept, g, start)
             read = _through_norm(read.flatten(1, 2), resid(l).repeat_interleave(H, 1), self.norms[l][0]).unflatten(1, (-1, H)) if edges else (
                    _through_norm(read.sum(2), resid(l), self.norms[l][0])[:, :, None])
-            if edges: between.append(torch.stack([torch.einsum('bphd,hdm,bprm->bhr', dz[s], self.W[s], read) for s in range(L)], 1)*(torch.arange(L) < l)[:, None, None])
+            if edges:
+                between.append(credit[-1].new_zeros(len(G), L, H, H)) # [pair, sender's layer, sender, receiver]
+                for s in range(l): between[-1][:, s] = torch.einsum('bphd,hdm,bprm->bhr', dz[s], self.W[s], read)
             G = G + read.sum(2)
         left = (G*_diff(resid(0))).sum((1, 2))
         return torch.stack(credit[::-1], 2), left, torch.cat(between[::-1], 3).flatten(1, 2) if edges else None
@@ -189,8 +191,8 @@ def difference_flow(
     credit = np.zeros((n, max(p.shape[1] - min(map(first_difference, p, q)) for _, p, q in batches), L*H), dtype=np.float32)
     left, between = np.zeros(n, dtype=np.float32), np.zeros((n, L*H, L*H), dtype=np.float32) if edges else None
     for pairs, pos, neg in progress(batches, f'{task.name}: flow', unit='batch'):
-        c, left[pairs], b = sweep(pos, neg, edges)
-        credit[pairs, -c.shape[1]:] = c.flatten(2).cpu()
+        c, arrived, b = sweep(pos, neg, edges)
+        credit[pairs, -c.shape[1]:], left[pairs] = c.flatten(2).cpu(), arrived.cpu()
         if edges: between[pairs] = b.cpu()
     return Flow(credit, left, _made_from(model, task, n, target), np.median(np.abs(between), 0) if edges else None)
 
