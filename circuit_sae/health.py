@@ -130,12 +130,15 @@ def plot(self:Health,
 
 # %% ../nbs/17_health.ipynb #b5fb4341
 def code_agreement(
-    a, # int [example, head]: codes from one seed
-    b, # The same from another
+    a, b, # Two `Codes`, or int [example, head], of the same examples
+    constant:float=np.nan, # What a head gets that has one code only in either
 )->np.ndarray: # float [head]
-    "Do two sets of codes sort the examples into the same groups? Adjusted mutual information, 0 where a head says one thing in both."
+    "Adjusted mutual information of two codings, head by head (Vinh, Epps and Bailey 2010)."
     from sklearn.metrics import adjusted_mutual_info_score
-    return np.array([0. if len(set(x)) == len(set(y)) == 1 else adjusted_mutual_info_score(x, y) for x, y in zip(np.asarray(a).T, np.asarray(b).T)])
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape: raise InputError(f'codes of shape {list(a.shape)} and {list(b.shape)}: expected two codings of the same examples and heads.')
+    varies = (a != a[0]).any(0) & (b != b[0]).any(0)
+    return np.array([adjusted_mutual_info_score(x, z) if v else constant for x, z, v in zip(a.T, b.T, varies)])
 
 # %% ../nbs/17_health.ipynb #819ecbb9
 class Sweep:
@@ -152,7 +155,7 @@ def _setting(acts, l1, d, seeds, settings):
     two = [(a, b) for i, a in enumerate(hs) for b in hs[:i]]
     mean = {k: np.mean([np.mean(getattr(h, f)) for h in hs]) for k, f in
             dict(explained='explained', within='within', told='told', l0='l0', dead='never_wins', null='null_share', mute='mute').items()}
-    return dict(l1_coefficient=l1, d_sae=d, **mean, agreement=np.mean([code_agreement(a.codes, b.codes).mean() for a, b in two]),
+    return dict(l1_coefficient=l1, d_sae=d, **mean, agreement=np.mean([code_agreement(a.codes, b.codes, constant=0).mean() for a, b in two]),
                 rank=np.mean([spearmanr(a.effective, b.effective)[0] for a, b in two])), [Codes(h.codes, h.n_heads, d) for h in hs]
 
 def sweep_sae(
