@@ -84,8 +84,8 @@ class Evidence:
     def paired(self): # {'mean': float [head], 'max': ..., 'mean scaled': ..., 'max scaled': ...}
         return self.stage('paired differences', lambda: paired_norms(self.model, self.task, self.batch_size//2))
 
-    def flow(self, target='prediction'): # `Flow`
-        return self.stage(f'flow of the {target}', lambda: difference_flow(self.model, self.task, target=target, batch_size=max(1, self.batch_size//6)))
+    def flow(self, **settings): # `Flow`
+        return self.stage(f'flow {sorted(settings.items())}', lambda: difference_flow(self.model, self.task, batch_size=max(1, self.batch_size//12), **settings))
 
     def sae(self, pool, **settings): # a trained `DiscreteSAE`
         acts = self.acts(pool) # a stage of its own, so that it is not charged twice
@@ -180,7 +180,7 @@ def _codes(ev, preset, pool, n_train, **changes):
     return encode_acts(ev.sae(pool, **settings), ev.acts(pool))
 
 @scorer('unique codes', seeded=True)
-def unique_codes(ev, preset='default', pool='mean', n_train=10, over=None, n_scored=None, **changes):
+def unique_codes(ev, preset='full', pool='mean', n_train=10, over=None, n_scored=None, **changes):
     "Codes that a head takes on positives only (the method); `over`: their softmax over 'heads' or within a 'layer'."
     codes, y = _codes(ev, preset, pool, n_train, **changes).values, ev.acts(pool).is_positive
     if n_scored: codes, y = (x[draw_examples(y, n_scored, seed=ev.seed)] for x in (codes, y))
@@ -193,7 +193,7 @@ def pair_head_count(ev, preset='paper', pool='mean', n_train=10, **changes):
     return pair_head_counts(_codes(ev, preset, pool, n_train, **changes).values, ev.acts(pool).is_positive)
 
 @scorer('shuffled labels', seeded=True)
-def shuffled_labels(ev, preset='default', pool='mean', n_train=10):
+def shuffled_labels(ev, preset='full', pool='mean', n_train=10):
     "Unique codes after the labels were shuffled: what the count gives where there is nothing to find."
     return node_scores(_codes(ev, preset, pool, n_train).values, ev.rng.permutation(ev.acts(pool).is_positive))
 
@@ -229,24 +229,24 @@ def hyperplane_codes(ev, bits=8, pool='mean'):
     code = lambda l: (((acts.result(l) - centre[l*acts.n_heads:(l+1)*acts.n_heads]) @ planes > 0) * 2**torch.arange(bits)).sum(-1).numpy()
     return node_scores(np.concatenate([code(l) for l in range(acts.n_layers)], 1), acts.is_positive)
 
-# %% ../nbs/20_baselines.ipynb #b72e75fa
+# %% ../nbs/20_baselines.ipynb #83afa090
 @scorer('difference flow')
-def flow_score(ev, over='median', target='prediction'):
+def flow_score(ev, over='median', target='prediction', norms='exact'):
     "How much of each pair's difference a head passed on: the 'median' or 'mean' size over pairs, or the size of the 'signed' mean."
-    credit = ev.flow(target).by_pair
+    credit = ev.flow(target=target, norms=norms).by_pair
     return dict(median=lambda: np.median(np.abs(credit), 0), mean=lambda: np.abs(credit).mean(0), signed=lambda: np.abs(credit.mean(0)))[one_of(over, ['median', 'mean', 'signed'], 'over')]()
 
 @scorer('flow by code', seeded=True)
 def flow_by_code(ev, preset='quick', pool='mean', n_train=10, flips=False):
     "Difference flow, added up with its sign within each code of the positives and without between codes; `flips`: only where the negative has another code."
-    codes, credit = _codes(ev, preset, pool, n_train).values, ev.flow().by_pair
+    codes, credit = _codes(ev, preset, pool, n_train).values, ev.flow(target='prediction', norms='exact').by_pair
     c, other = codes[:len(credit)], codes[len(credit):]
     credit = np.where(c != other, credit, 0) if flips else credit
     total = np.zeros((c.shape[1], c.max() + 2))
     np.add.at(total, (np.arange(c.shape[1])[None], c + 1), credit)
     return np.abs(total).sum(1)/len(credit)
 
-# %% ../nbs/20_baselines.ipynb #83afa090
+# %% ../nbs/20_baselines.ipynb #ab694951
 @scorer('attribution patching', causal=True)
 def attribution_patching(ev, metric='logit_diff'): "First-order estimate of patching."; return np.abs(attribute_heads(ev.model, ev.task, None, metric))
 
@@ -256,18 +256,18 @@ def eap_ig(ev, steps=5, metric='logit_diff'): "Attribution averaged over inputs 
 @scorer('exact patching', causal=True)
 def exact_patching(ev, ablation='resample', metric='logit_diff'): "Every head patched, on these prompts."; return patch_heads(ev.model, ev.task, ablation, metric=metric).values
 
-# %% ../nbs/20_baselines.ipynb #a489de1f
+# %% ../nbs/20_baselines.ipynb #3a5ce76a
 METHODS = ['random', 'layer index', 'shuffled labels', 'mean difference', *[
     (f'paired difference, {over}{", scaled"*scaled}', 'paired difference', dict(over=over, scaled=scaled)) for over in ('mean', 'max') for scaled in (False, True)],
     'probe', 'unique codes', ('unique codes, paper', 'unique codes', dict(preset='paper')), 'pair head count', 'untrained codes', 'k-means codes',
     'hyperplane codes', 'held-out codes', 'difference flow', 'attribution patching', 'EAP-IG', 'exact patching'] # a name, or (label, scorer, settings)
 
 IDEAS = [('flow, mean over pairs', 'difference flow', dict(over='mean')), ('flow, mean with sign', 'difference flow', dict(over='signed')),
-    ('flow of the residual stream', 'difference flow', dict(target='residual')), 'flow by code', ('flow where codes flip', 'flow by code', dict(flips=True)),
+    ('flow of the residual stream', 'difference flow', dict(target='residual')), ('difference flow, norms held', 'difference flow', dict(norms='held')), 'flow by code', ('flow where codes flip', 'flow by code', dict(flips=True)),
     ('held-out codes, both classes', 'held-out codes', dict(both=True)), ('unique codes, last position', 'unique codes', dict(pool='last')),
     ('unique codes, quick', 'unique codes', dict(preset='quick')), ('held-out codes, last position', 'held-out codes', dict(pool='last'))] # what else was tried
 
-# %% ../nbs/20_baselines.ipynb #c7f5b03c
+# %% ../nbs/20_baselines.ipynb #8e0c6c97
 def get_scorer(
     name, # A name in `SCORERS`, or a function of (evidence, **settings)
 )->Scorer:

@@ -33,10 +33,10 @@ def _parser():
         c.add_argument('--any_length', action='store_true', help='for a task file: let the prompts of a pair differ in length')
     for name in 'find', 'inspect', 'certify':
         f, unless = sub.choices[name], lambda default: default if name == 'find' else argparse.SUPPRESS # the others take up what the folder of --out was made with
-        f.add_argument('--score', default=unless('unique codes'), help="what heads are ranked and chosen by: 'unique codes', or 'flow', the share of the difference between positive and negative that a head passed on")
-        f.add_argument('--n_flow', type=int, default=unless(40), help='pairs that the difference is followed on')
+        f.add_argument('--score', default=None, help="what heads are ranked and chosen by: 'flow', the share of the difference between positive and negative that a head passed on (default), or 'unique codes' (default of the preset 'paper')")
+        f.add_argument('--n_flow', type=int, default=unless(20), help='pairs that the difference is followed on')
         f.add_argument('--n_train', type=int, default=unless(10), help='examples the autoencoder is trained on')
-        f.add_argument('--preset', default=unless('default'), help="'default', 'quick' for fewer training steps, or 'paper' for the published protocol")
+        f.add_argument('--preset', default=unless('quick'), help="'quick', 'full' for more training steps, or 'paper' for the published protocol")
         f.add_argument('--seed', type=int, default=unless(0), help='seed of the autoencoder and of its draw')
         f.add_argument('--threshold', type=float, default=None, help='share from which a head belongs to the circuit (0.01): its softmax probability, or for the flow its score over the sum of all')
         f.add_argument('--top_k', type=int, default=None, help='or the number of heads')

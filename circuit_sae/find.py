@@ -11,20 +11,20 @@ from pathlib import Path
 
 import numpy as np
 from .core import *
-from .flow import difference_flow, load_flow, _made_from
+from .flow import check_flow, difference_flow, load_flow, _made_from
 from .activations import POOLS, cache_head_acts, load_acts
 from .sae import train_sae, load_sae
-from .scores import NodeScores, node_scores, edge_scores, pair_head_counts
+from .scores import EdgeScores, NodeScores, node_scores, edge_scores, pair_head_counts
 from .circuit import predict_circuit, check_choice
 
 # %% ../nbs/19_find.ipynb #396ed091
 PRESETS = {
-    'default': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, init='random', n_epochs=500, l1_coefficient=0.02),
     'quick': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, init='tied', n_epochs=300, n_warm=40, recheck=10, l1_coefficient=0.02),
+    'full': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, init='random', n_epochs=500, l1_coefficient=0.02),
     'paper': dict(draw='random', unit_norm='last_axis', null_code=0, head_norm=None, init='random', n_epochs=500, l1_coefficient=0.02)}
 
 def preset_settings(
-    preset:str='default', # A name in `PRESETS`
+    preset:str='quick', # A name in `PRESETS`
     task_name:str='', # The paper takes another sparsity for docstring
     **changes, # Arguments of `train_sae` to set differently
 )->dict: # Arguments of `train_sae`
@@ -42,8 +42,8 @@ class Found:
     behaviour = property(lambda self: self.acts.behaviour)
 
     @property
-    def edges(self): # Made when first asked for
-        if not hasattr(self, '_edges'): self._edges = edge_scores(self.codes, self.acts.is_positive)
+    def edges(self): # By flow where there is one, else by unique code pairs, made when first asked for
+        if not hasattr(self, '_edges'): self._edges = edge_scores(self.codes, self.acts.is_positive) if self.flow is None else EdgeScores(self.flow.between, self.flow.n_heads, self.flow.name)
         return self._edges
 
     @property
@@ -60,16 +60,16 @@ class Found:
         return f'{self.behaviour}\n\n{self.circuit}\n\n{spent}'
 
 # %% ../nbs/19_find.ipynb #58aa37a4
-SCORES = ['unique codes', 'flow']
+SCORES = ['flow', 'unique codes']
 
 def check_settings(
     task, # A `Task`
-    preset:str='default', n_train:int=10, threshold:float=None, top_k:int=None, fdr:float=None, pool='mean', out=None, score='unique codes', n_flow=40, # As for `find_circuit`
+    preset:str='quick', n_train:int=10, threshold:float=None, top_k:int=None, fdr:float=None, pool='mean', out=None, score=None, n_flow=20, # As for `find_circuit`
     **changes, # Arguments of `train_sae`
 ):
     "Raise `InputError` for whatever can be known to be wrong before the model runs."
     if not hasattr(task, 'tokens'): raise InputError(f"expected a Task, got {task!r}. Make one with ioi_task(), get_task('ioi') or Task.from_data(...).")
-    one_of(preset, PRESETS, 'preset'); one_of(score, SCORES, 'score'); check_choice(threshold, top_k, fdr=fdr)
+    one_of(preset, PRESETS, 'preset'); one_of(score or 'flow', SCORES, 'score'); check_choice(threshold, top_k, fdr=fdr)
     if isinstance(pool, str): one_of(pool, POOLS, 'pool')
     if not 1 <= n_train <= 2*task.n: raise InputError(f'cannot draw {n_train} training examples out of {2*task.n}. Give more pairs or a smaller n_train.')
     if n_flow < 1: raise InputError(f'n_flow must be at least 1, got {n_flow}.')
@@ -97,20 +97,20 @@ def _fitting_sae(path, acts, settings):
 def _fitting_flow(path, made_from):
     "The flow in `path` if it was followed on these prompts of this model."
     flow = load_flow(path)
-    return flow if flow.made_from == made_from else None
+    return flow if flow.made_from == made_from and flow.between is not None else None
 
 def _scored(model, task, codes, y, score, n, seconds, path):
     "Scores of all heads, how they become shares, and the flow if that is what they are."
     counts, n = node_scores(codes, y), min(n, task.n)
     if score == 'unique codes': return counts, None
-    flow = _stage(seconds, 'flow', path, lambda p: _fitting_flow(p, _made_from(model, task, n, 'prediction')), lambda: difference_flow(model, task, n))
+    flow = _stage(seconds, 'flow', path, lambda p: _fitting_flow(p, _made_from(model, task, n)), lambda: difference_flow(model, task, n, edges=True))
     return NodeScores(flow.values, flow.n_heads, flow.name, counts.made_from), flow
 
 # %% ../nbs/19_find.ipynb #50b8d982
 def find_circuit(
     model, # A TransformerLens bridge
     task, # A `Task`
-    preset:str='default', # A name in `PRESETS`
+    preset:str='quick', # A name in `PRESETS`
     n_train:int=10, # Examples the SAE is trained on
     seed:int=0, # Seed of the SAE and of its draw
     threshold:float=None, # See `predict_circuit`
@@ -120,12 +120,13 @@ def find_circuit(
     pool='mean', # See `cache_head_acts`
     out=None, # Folder where every stage leaves its output and finds it again
     batch_size:int=50, # Prompts in a forward pass
-    score:str='unique codes', # What heads are ranked and chosen by; or 'flow', the share of the difference that a head passed on
-    n_flow:int=40, # Pairs that the difference is followed on
+    score:str=None, # What heads and edges are ranked by: 'flow', the share of the difference that they passed on, or 'unique codes'; default: flow, in the preset 'paper' unique codes
+    n_flow:int=20, # Pairs that the difference is followed on, the first ones
     **changes, # Arguments of `train_sae` to set differently from the preset
 )->Found:
     "Find the heads that carry out a task (paper, section 3)."
     check_settings(task, preset, n_train, threshold, top_k, fdr, pool, out, score, n_flow, **changes)
+    if (score := score or ('unique codes' if preset == 'paper' else 'flow')) == 'flow': check_flow(model, task)
     settings = preset_settings(preset, task.name, n_examples=n_train, seed=seed, **changes)
     path, seconds = (lambda name: Path(out)/f'{name}.safetensors' if out else None), {}
     acts = _stage(seconds, 'activations', path('acts'), lambda p: load_acts(p, model, task, pool), lambda: cache_head_acts(model, task, pool, batch_size))
@@ -173,8 +174,8 @@ def save_found(
     "Write circuit, scores, edges, codes and the stages they came from into `out`, each file whole or not at all."
     out = check_writable(out)
     if stages: self.acts.save(out/'acts.safetensors'); self.sae.save(out/'sae.safetensors')
-    _write_csv(out/'scores.csv', 'layer,head,score,rank,softmax,in_circuit,codes_positive,codes_negative,null_share,pair_head_count,rms,name'.split(','), _head_rows(self))
-    _write_csv(out/'edges.csv', ['sender', 'receiver', 'score'], self.edges.ranked(100))
+    _write_csv(out/'scores.csv', 'layer,head,score,rank,share,in_circuit,codes_positive,codes_negative,null_share,pair_head_count,rms,name'.split(','), _head_rows(self))
+    _write_csv(out/'edges.csv', ['sender', 'receiver', 'score'], [[a, b, f'{s:.6g}'] for a, b, s in self.edges.ranked(100)])
     _write_csv(out/'codes.csv', ['positive', *map(str, all_heads(self.acts.n_layers, self.acts.n_heads))], np.c_[self.acts.is_positive.astype(int), self.codes.values].tolist())
     self.circuit.save(out/'circuit.json', **self.record())
 Found.save = save_found

@@ -47,10 +47,11 @@ class NodeScores:
 class EdgeScores:
     "A score for each ordered pair of heads, [sender, receiver]; zero unless the sender's layer is the earlier."
     def __init__(self,
-        values, # int [head, head]
+        values, # [head, head]
         n_heads:int, # Heads in a layer
+        name:str='unique code pairs', # What the score is called
     ):
-        self.values, self.n_heads = np.asarray(values), n_heads
+        self.values, self.n_heads, self.name = np.asarray(values), n_heads, name
     n_layers = property(lambda self: len(self.values) // self.n_heads)
     def __array__(self, dtype=None, copy=None): return self.values if dtype is None else self.values.astype(dtype)
     def __getitem__(self, pair): # A score by (sender, receiver), in any spelling
@@ -62,8 +63,8 @@ class EdgeScores:
         order = np.argsort(-self.values[mask], kind='stable')[:k]
         return [(heads[a], heads[b], self.values[a, b]) for a, b in pairs[order]]
     def __repr__(self):
-        best = ', '.join(f'{a}→{b} {s:g}' for a, b, s in self.ranked(6))
-        return f'edge score of {int(layer_order(self.n_layers, self.n_heads).sum())} ordered pairs: {best}, …'
+        best = ', '.join(f'{a}→{b} {s:.4g}' for a, b, s in self.ranked(6))
+        return f'{self.name}, {int(layer_order(self.n_layers, self.n_heads).sum()):,} ordered pairs: {best}, …'
 
 # %% ../nbs/17_scores.ipynb #ba668624
 def layer_order(
