@@ -23,8 +23,8 @@ def log_softmax(
     s, H = np.asarray(scores, dtype=np.float64), n_heads or getattr(scores, 'n_heads', None)
     if not np.isfinite(s).all(): raise InputError('scores must be finite; got NaN or infinity.')
     if over == 'sum':
-        if s.min() < 0 or not s.any(): raise InputError(f"over='sum' needs scores of 0 and above, some above; the lowest is {s.min():g}.")
-        with np.errstate(divide='ignore'): return np.log(s/s.sum())
+        if s.min() < 0: raise InputError(f"over='sum' needs scores of 0 and above; the lowest is {s.min():g}.")
+        with np.errstate(divide='ignore'): return np.log(s/max(s.sum(), 1e-300)) # all 0: nobody has a share
     if over == 'layer':
         if H is None: raise InputError("over='layer' needs n_heads, the number of heads in a layer.")
         s = s.reshape(-1, H)

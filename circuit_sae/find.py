@@ -19,7 +19,7 @@ from .circuit import predict_circuit, check_choice
 
 # %% ../nbs/19_find.ipynb #396ed091
 PRESETS = {
-    'quick': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, init='tied', n_epochs=300, n_warm=40, recheck=10, l1_coefficient=0.02),
+    'quick': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, init='tied', n_epochs=300, n_warm=120, recheck=10, l1_coefficient=0.02),
     'full': dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, init='random', n_epochs=500, l1_coefficient=0.02),
     'paper': dict(draw='random', unit_norm='last_axis', null_code=0, head_norm=None, init='random', n_epochs=500, l1_coefficient=0.02)}
 

@@ -118,9 +118,9 @@ def check_flow(
     "Raise `InputError` unless every layer is built so that a difference can be followed through it."
     hooks = set(model.hook_dict)
     for l, b in enumerate(model.blocks):
-        lacks = [h for h in ('attn.hook_pattern', 'attn.hook_q', 'attn.hook_k', 'attn.hook_v', *['mlp.hook_pre', 'mlp.hook_post']*hasattr(b, 'mlp')) if f'blocks.{l}.{h}' not in hooks]
-        if lacks or hasattr(b, 'mlp') and getattr(b.mlp, 'W_out', None) is None:
-            raise InputError(f"the difference cannot be followed through layer {l} of this model ({lacks[0] if lacks else type(b.mlp).__name__}): expected attention and a plain or gated MLP. Score by codes alone: score='unique codes'.")
+        lacks = [h for h in ('attn.hook_pattern', 'attn.hook_q', 'attn.hook_k', 'attn.hook_v', *['mlp.hook_pre', 'mlp.out.hook_in']*hasattr(b, 'mlp')) if f'blocks.{l}.{h}' not in hooks]
+        if lacks:
+            raise InputError(f"the difference cannot be followed through layer {l} of this model (no '{lacks[0]}' in {type(b.mlp if 'mlp' in lacks[0] else b.attn).__name__}): expected attention and a plain or gated MLP. Score by codes alone: score='unique codes'.")
     try: task and next(iter(pair_buckets(model, task, 1, answers=False)))
     except InputError as e: raise InputError(f"{e} Or score by codes alone: score='unique codes'.") from None
 

@@ -30,7 +30,7 @@ class Prompt(NamedTuple):
 class Cut(NamedTuple):
     "What a threshold takes."
     threshold:float # Smallest score of a head that is taken
-    softmax:float # The same as a probability, softmax over all heads: the `threshold` of `predict_circuit`
+    share:float # The same as `predict_circuit` takes it: a share of the sum of all scores, or a softmax probability over all heads
     heads:list # Best first
     precision:float=None # Share of these that are in the truth; None without truth, or without heads
     recall:float=None # Share of the truth that is among these
@@ -41,6 +41,7 @@ class Inspector:
     "Codes, prompts, tokens and scores of what was found, ready to be asked; made by `inspect`."
     def __init__(self, found, tokens, shares=None, truth=None, truth_name=None): # see `inspect`
         self.codes, self.circuit, self.nodes, self.is_positive, self.pool = found.codes, found.circuit, found.nodes, found.acts.is_positive, found.acts.made_from.get('pool', 'mean')
+        self.flow, self.over = found.flow, 'sum' if found.circuit.settings.get('over') == 'sum' else 'heads'
         self.task, self.model = found.task.name, found.acts.made_from.get('model', {}).get('name', 'a model')
         self.strength = code_strengths(found.sae, found.acts, found.codes)
         self.tokens, self.shares, self.truth, self.truth_name = tokens, shares, truth, truth_name
@@ -98,7 +99,17 @@ def codes_of(self:Inspector,
     df = pd.DataFrame(dict(code=codes, positives=pos, negatives=neg, unique=(pos > 0) & (neg == 0) & (codes >= 0)))
     return df.assign(silent=df.code < 0).sort_values(['silent', 'positives', 'negatives', 'code'], ascending=[True, False, True, True], ignore_index=True).drop(columns='silent')
 
-# %% ../nbs/23_inspector.ipynb #e5de2ac5
+# %% ../nbs/23_inspector.ipynb #2d6d2005
+@patch
+def flow_of(self:Inspector,
+    head, # In any spelling
+): # A DataFrame: `code`, `pairs` (that were followed), `credit` (mean, signed), `share` (of all the head passed on), `position` (where most was; -1 is the last)
+    "What a head passed on, by the code of the positive; `InputError` where heads were not scored by flow."
+    if self.flow is None: raise InputError("heads were scored by their codes, so there is no flow. Find them with find_circuit(model, task), whose score is the flow.")
+    import pandas as pd
+    return pd.DataFrame(self.flow.by_code(head, self.codes))
+
+# %% ../nbs/23_inspector.ipynb #dcbe1af6
 def _code_names(codes): return ['silent' if c < 0 else str(c) for c in codes]
 
 @patch
@@ -112,12 +123,12 @@ def plot_codes(self:Inspector,
     x = np.arange(len(t))
     ax.bar(x, t.positives, color=np.where(t.unique, '#d55e00', '.35')); ax.bar(x, -t.negatives, color='.75')
     ax.axhline(0, color='k', lw=.8)
-    ax.set(xlabel='code', ylabel='negatives | positives', title=f'{parse_head(head)}: {self.nodes[head]:g} {self.nodes.name}')
+    ax.set(xlabel='code', ylabel='negatives | positives', title=f'{parse_head(head)}: {self.nodes[head]:.3g} {self.nodes.name}')
     ax.set_xticks(x, _code_names(t.code), rotation=90, fontsize=8)
     ax.yaxis.set_major_formatter(lambda v, _: f'{abs(v):g}')
     return ax
 
-# %% ../nbs/23_inspector.ipynb #dcbe1af6
+# %% ../nbs/23_inspector.ipynb #56e81a82
 @patch
 def rows_of(self:Inspector,
     head, # A head in any spelling
@@ -140,7 +151,7 @@ def prompts_of(self:Inspector,
     share = lambda r: None if self.shares is None or code < 0 else self.shares[r][i]/255
     return [Prompt(int(r), bool(self.is_positive[r]), self.tokens[r], share(r)) for r in self.rows_of(head, code)[:n]]
 
-# %% ../nbs/23_inspector.ipynb #493e6c47
+# %% ../nbs/23_inspector.ipynb #974ae9b6
 def _draw_line(ax, y, prompt):
     "One prompt on one line of text, a token's background the darker the larger its share."
     from matplotlib.transforms import offset_copy
@@ -164,7 +175,7 @@ def plot_prompts(self:Inspector,
     for y, prompt in enumerate(found): _draw_line(ax, y, prompt)
     return ax
 
-# %% ../nbs/23_inspector.ipynb #974ae9b6
+# %% ../nbs/23_inspector.ipynb #f7078400
 @patch
 def switch_with(self:Inspector,
     head, # A head in any spelling
@@ -186,7 +197,7 @@ def switch_with(self:Inspector,
     df['difference'], df['prompts'] = df.inside - df.outside, n_in
     return df.sort_values('difference', ascending=False, kind='stable', ignore_index=True).head(n)
 
-# %% ../nbs/23_inspector.ipynb #b146c046
+# %% ../nbs/23_inspector.ipynb #a9ca2536
 @patch
 def plot_switch(self:Inspector,
     head, code:int, n:int=10, # As for `switch_with`
@@ -202,7 +213,7 @@ def plot_switch(self:Inspector,
     ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 
-# %% ../nbs/23_inspector.ipynb #a9ca2536
+# %% ../nbs/23_inspector.ipynb #46e123d1
 @patch
 def at(self:Inspector,
     threshold:float, # Smallest score of a head that is taken
@@ -211,10 +222,10 @@ def at(self:Inspector,
     s = np.asarray(self.nodes, dtype=float)
     if not np.isfinite(threshold): raise InputError(f'a threshold is a number, got {threshold}.')
     threshold, taken, heads = float(threshold), s >= threshold, [h for h, v in self.nodes.ranked() if v >= threshold]
-    prob = float(np.exp(min(threshold - s[0] + log_softmax(s)[0], 0.)))
-    if self.truth is None: return Cut(threshold, prob, heads)
+    share = threshold/max(s.sum(), 1e-30) if self.over == 'sum' else float(np.exp(min(threshold - s[0] + log_softmax(s)[0], 0.)))
+    if self.truth is None: return Cut(threshold, share, heads)
     right, t = int((taken & self.truth).sum()), self.truth
-    return Cut(threshold, prob, heads, right/len(heads) if heads else None, right/max(int(t.sum()), 1), (len(heads) - right)/max(int((~t).sum()), 1))
+    return Cut(threshold, share, heads, right/len(heads) if heads else None, right/max(int(t.sum()), 1), (len(heads) - right)/max(int((~t).sum()), 1))
 
 @patch(as_prop=True)
 def thresholds(self:Inspector)->list: # Ascending
@@ -225,7 +236,7 @@ def thresholds(self:Inspector)->list: # Ascending
 def threshold(self:Inspector): # The lowest score in the circuit; above all scores where it is empty
     return min((self.nodes[h] for h in self.circuit), default=max(self.thresholds) + 1)
 
-# %% ../nbs/23_inspector.ipynb #f6c9ceaf
+# %% ../nbs/23_inspector.ipynb #083081cf
 @patch
 def plot_at(self:Inspector,
     threshold:float=None, # Smallest score of a head that is taken; default: that of the circuit
@@ -241,10 +252,10 @@ def plot_at(self:Inspector,
         ax.plot([0, 1], [0, 1], ':', color='.6'); ax.plot([0, *(c.false_positive_rate for c in cuts)], [0, *(c.recall for c in cuts)], '.-', color='k', ms=4, lw=1)
         ax.plot(cut.false_positive_rate, cut.recall, 'o', color='#d55e00', ms=8)
         ax.set(xlabel='false positive rate', ylabel='recall', xlim=(-.03, 1.03), ylim=(-.03, 1.03), aspect='equal')
-    ax.set_title(f"{len(cut.heads)} head{'s'*(len(cut.heads) != 1)} at ≥ {threshold:g}", fontsize=10)
+    ax.set_title(f"{len(cut.heads)} head{'s'*(len(cut.heads) != 1)} at ≥ {threshold:.3g}", fontsize=10)
     return ax
 
-# %% ../nbs/23_inspector.ipynb #083081cf
+# %% ../nbs/23_inspector.ipynb #ee6ae3cb
 @patch
 def pairs_of(self:Inspector,
     a, b, # Two heads in any spelling
@@ -258,7 +269,7 @@ def pairs_of(self:Inspector,
     df = pd.DataFrame(dict(code_a=pairs[:, 0], code_b=pairs[:, 1], positives=pos, negatives=neg, unique=(pos > 0) & (neg == 0)))
     return df.sort_values(['positives', 'negatives', 'code_a', 'code_b'], ascending=[False, True, True, True], ignore_index=True)
 
-# %% ../nbs/23_inspector.ipynb #3b6233b6
+# %% ../nbs/23_inspector.ipynb #ecfbf4c5
 @patch
 def plot_pairs(self:Inspector,
     a, b, # Two heads in any spelling

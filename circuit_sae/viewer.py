@@ -41,7 +41,7 @@ def _arrays(insp, kept, prompts):
 def _pack(insp, kept, prompts):
     "The data of a page as text: the length of a JSON header, the header, the arrays, deflated."
     arrays, vocabulary = _arrays(insp, kept, prompts)
-    header = dict(n_heads=insp.n_heads, scores=np.asarray(insp.nodes, dtype=float).tolist(), score_name=insp.nodes.name, circuit=[insp.index(h) for h in insp.circuit],
+    header = dict(n_heads=insp.n_heads, scores=np.asarray(insp.nodes, dtype=float).tolist(), score_name=insp.nodes.name, over=insp.over, circuit=[insp.index(h) for h in insp.circuit],
                   threshold=float(insp.threshold), truth=None if insp.truth is None else np.flatnonzero(insp.truth).tolist(), truth_name=insp.truth_name,
                   heads=list(kept), prompts=prompts, vocabulary=vocabulary, lengths=[len(t) for t in insp.tokens],
                   arrays=[(k, a.itemsize, len(a)) for k, a in arrays.items()])
@@ -119,15 +119,15 @@ def _cut_html(insp, cut):
     figures = {k: f'{v:.3f}' for k, v in dict(precision=cut.precision, recall=cut.recall).items() if v is not None}
     if cut.recall is not None: figures['false positive rate'] = f'{cut.false_positive_rate:.3f}'
     right = lambda h: ' ○' if insp.truth is not None and insp.truth[insp.index(h)] else ''
-    return (f"<b>{len(cut.heads)} heads</b>, softmax threshold {cut.softmax:.2e}" + ''.join(f'; {k} {v}' for k, v in figures.items()) + '<br>'
-            + ', '.join(f'{h} ({insp.nodes[h]:g}){right(h)}' for h in cut.heads[:60]) + (f', and {len(cut.heads) - 60} more' if len(cut.heads) > 60 else ''))
+    return (f"<b>{len(cut.heads)} heads</b>, {'share of all' if insp.over == 'sum' else 'softmax threshold'} {cut.share:.2e}" + ''.join(f'; {k} {v}' for k, v in figures.items()) + '<br>'
+            + ', '.join(f'{h} ({insp.nodes[h]:.3g}){right(h)}' for h in cut.heads[:60]) + (f', and {len(cut.heads) - 60} more' if len(cut.heads) > 60 else ''))
 
 # %% ../nbs/23_viewer.ipynb #5354ccbd
 class Controls:
     "The inspector's controls (`head`, `code`, `threshold`, `first`, `second`) and what they show (`codes`, `prompts`, `partners`, `cut`, `roc`, `pairs`)."
     def __init__(self, insp):
         import ipywidgets as w
-        self.insp, named = insp, [(f"{h} ({s:g}){' ●' if h in insp.circuit else ''}", h) for h, s in insp.nodes.ranked()]
+        self.insp, named = insp, [(f"{h} ({s:.3g}){' ●' if h in insp.circuit else ''}", h) for h, s in insp.nodes.ranked()]
         self.codes, self.prompts, self.partners, self.cut, self.roc, self.pairs = (w.HTML() for _ in range(6))
         self.head, self.first, self.second = (w.Dropdown(options=named, description=d, value=named[min(k, len(named) - 1)][1]) for d, k in (('Head', 0), ('First', 0), ('Second', 1)))
         self.code = w.Dropdown(description='Code')

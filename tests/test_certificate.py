@@ -74,12 +74,13 @@ def test_no_head_and_every_head(found, planted):
         assert [r.rule for r in cert.fatal] == [rule] and cert.not_run == ['stability', 'causes']
         cert.to_markdown(), cert._repr_html_()
 
-def test_shuffled_labels_are_chance(found, planted):
+def test_shuffled_labels_are_chance(planted):
     "Codes that know nothing of the labels: no head is told from chance, and the dear stages are not run."
-    codes, kept = found.codes, found.codes.values
+    by_codes = find_circuit(planted.model, planted.task, score='unique codes', fdr=.05, d_sae=100)
+    codes, kept = by_codes.codes, by_codes.codes.values
     try:
         codes.values = np.random.default_rng(0).integers(0, 5, kept.shape)
-        cert = certify(found, planted.model, **QUICK)
+        cert = certify(by_codes, planted.model, **QUICK)
     finally: codes.values = kept
     assert [r.rule for r in cert.fatal] == ['chance'] and cert.not_run == ['codes', 'stability', 'causes']
 

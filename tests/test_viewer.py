@@ -37,7 +37,7 @@ def test_head_shows_its_codes(page, insp):
         choose(page, '#head', k)
         h = insp.heads[k]
         assert cells(page, 'code-table') == [[code_name(c), str(p), str(n), mark(u)] for c, p, n, u in insp.codes_of(h).itertuples(index=False, name=None)]
-        assert page.one('#codes-title').text.startswith(f'{h}: {insp.nodes[h]} unique code')
+        assert page.one('#codes-title').text.startswith(f'{h}: difference flow ') and float(page.one('#codes-title').text.split()[-1]) == pytest.approx(insp.nodes[h], rel=1e-3)
 
 def test_code_shows_prompts_tokens_and_partners(page, insp):
     h = insp.heads[0]
@@ -70,7 +70,7 @@ def test_slider_moves_heads_precision_recall_and_point(page, insp):
     for t in insp.thresholds:
         cut = insp.at(t)
         shown = page("Object.fromEntries([...document.querySelectorAll('[data-figure]')].map(d => [d.dataset.figure, d.querySelector('dd').textContent]))")
-        assert shown['heads'] == str(len(cut.heads)) and float(shown['softmax threshold']) == pytest.approx(cut.softmax, rel=.01)
+        assert shown['heads'] == str(len(cut.heads)) and float(shown['share of all']) == pytest.approx(cut.share, rel=.01)
         for name in ('precision', 'recall', 'false_positive_rate'): assert float(shown[name.replace('_', ' ')]) == pytest.approx(getattr(cut, name), abs=6e-4)
         assert [b.text.split()[0] for b in page.all('#taken button')] == list(map(str, cut.heads[:60]))
         points.append((page.one('#point').get_attribute('cx'), page.one('#point').get_attribute('cy')))
@@ -104,7 +104,7 @@ def test_any_prompt_is_text(browser, tmp_path):
     rows = [dict(positive=f'{w} said "no" </script><b id=bad>&amp;\n café 日本 😀, so {w} gave', negative=f"{w} said 'no' <!-- <script>&amp;\n thé, so {v} gave", answer=' it', wrong=' up')
             for w, v in [('Ann', 'Bob'), ('Tom', 'Sue'), ('Kim', 'Ron'), ('Pat', 'Lee')]]
     model, task = tiny_model(), Task.from_data(rows, '</title><b id=bad>"\'', answer_token='first', equal_length=False)
-    insp = inspect(find_circuit(model, task, d_sae=20, n_train=4), model)
+    insp = inspect(find_circuit(model, task, score='unique codes', d_sae=20, n_train=4), model)
     file = insp.to_html(tmp_path/'odd "page".html')
     browser.open(file, offline=True).one('#viewer')
     h = insp.heads[0]

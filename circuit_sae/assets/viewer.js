@@ -79,10 +79,11 @@ function getters(D) {
   const cuts = [...new Set(D.scores)].sort((a, b) => a - b)
   function at(threshold) {
     const heads = ranked.filter(h => D.scores[h] >= threshold), top = D.scores[ranked[0]]
-    const softmax = Math.exp(Math.min(threshold - top - Math.log(D.scores.reduce((t, s) => t + Math.exp(s - top), 0)), 0))
-    if (!D.truth) return {threshold, softmax, heads}
+    const part = D.over === 'sum' ? s => s : s => Math.exp(s - top) // of all: a share of the sum, or a softmax probability
+    const share = Math.min(1, part(threshold)/D.scores.reduce((t, s) => t + part(s), 0))
+    if (!D.truth) return {threshold, share, heads}
     const right = heads.filter(h => D.truth.includes(h)).length, n = D.truth.length
-    return {threshold, softmax, heads, precision: heads.length ? right/heads.length : null, recall: right/Math.max(n, 1), fpr: (heads.length - right)/Math.max(D.scores.length - n, 1)}
+    return {threshold, share, heads, precision: heads.length ? right/heads.length : null, recall: right/Math.max(n, 1), fpr: (heads.length - right)/Math.max(D.scores.length - n, 1)}
   }
 
   function pairsOf(a, b) {
@@ -158,7 +159,7 @@ function view(D) {
   function chooseHead(k, c) {
     head = k; $('head').value = k
     const codes = G.codesOf(k), h = G.kept[k]
-    $('codes-title').textContent = `${G.name(h)}: ${plural(num(D.scores[h]), D.score_name.replace(/s$/, ''))}`
+    $('codes-title').textContent = `${G.name(h)}: ${D.over === 'sum' ? `${D.score_name} ${num(D.scores[h])}` : plural(num(D.scores[h]), D.score_name.replace(/s$/, ''))}`
     $('code-table').tBodies[0].replaceChildren(...codes.map(r => el('tr', {'data-code': r.code, onclick: () => chooseCode(r.code)},
       el('td', {}, el('button', {'aria-pressed': false}, said(r.code))), el('td', {}, r.positives), el('td', {}, r.negatives), el('td', {}, r.unique ? '◆' : ''))))
     chooseCode(c ?? codes[0].code)
@@ -198,7 +199,7 @@ function view(D) {
     const cut = G.at(G.cuts[$('threshold').value]), n = cut.heads.length, means = `at least ${num(cut.threshold)} ${D.score_name}`
     $('threshold-value').textContent = means
     $('threshold').setAttribute('aria-valuetext', `${means}: ${plural(n, 'head')}`)
-    $('figures').replaceChildren(...[['heads', n], ['precision', figure(cut.precision)], ['recall', figure(cut.recall)], ['false positive rate', figure(cut.fpr)], ['softmax threshold', cut.softmax.toExponential(2)]]
+    $('figures').replaceChildren(...[['heads', n], ['precision', figure(cut.precision)], ['recall', figure(cut.recall)], ['false positive rate', figure(cut.fpr)], [D.over === 'sum' ? 'share of all' : 'softmax threshold', cut.share.toExponential(2)]]
       .map(([k, v]) => el('div', {'data-figure': k}, el('dt', {}, k), el('dd', {}, v))))
     $('map-title').textContent = `${D.score_name[0].toUpperCase() + D.score_name.slice(1)} by head; black frame: taken${D.truth ? '; orange ring: in the ground truth' : ''}`
     $('map').replaceChildren(map(cut)); $('roc').replaceChildren(roc(cut))
