@@ -26,6 +26,7 @@ from .health import *
 from .scores import *
 from .association import *
 from .circuit import *
+from .code_attribution import *
 from .diversity import *
 from .find import *
 from .draws import *

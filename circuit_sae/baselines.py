@@ -6,8 +6,8 @@
 __all__ = ['SCORERS', 'METHODS', 'IDEAS', 'Cost', 'Meter', 'Evidence', 'paired_norms', 'Scorer', 'scorer', 'random_score',
            'layer_index', 'class_difference', 'mean_difference', 'paired_difference', 'probe', 'unique_codes',
            'pair_head_count', 'shuffled_labels', 'untrained_codes', 'kmeans_codes', 'held_out_codes',
-           'hyperplane_codes', 'flow_score', 'flow_by_code', 'attribution_patching', 'eap_ig', 'exact_patching',
-           'get_scorer', 'score_heads']
+           'hyperplane_codes', 'flow_score', 'flow_by_code', 'attribution_patching', 'attribution_by_code', 'eap_ig',
+           'exact_patching', 'get_scorer', 'score_heads']
 
 # %% ../nbs/20_baselines.ipynb #3fff7162
 import time
@@ -23,6 +23,7 @@ from .activations import cache_head_acts
 from .sae import DiscreteSAE, train_sae, encode_acts, draw_examples
 from .scores import NodeScores, node_scores, pair_head_counts
 from .circuit import log_softmax
+from .code_attribution import attribute_codes
 from .diversity import held_out_scores
 from .find import preset_settings
 
@@ -236,19 +237,28 @@ def flow_score(ev, over='median', target='prediction', norms='exact'):
     credit = ev.flow(target=target, norms=norms).by_pair
     return dict(median=lambda: np.median(np.abs(credit), 0), mean=lambda: np.abs(credit).mean(0), signed=lambda: np.abs(credit.mean(0)))[one_of(over, ['median', 'mean', 'signed'], 'over')]()
 
+def _by_code(codes, credit): # [head]: size of `credit` [pair, head], added up with its sign within a code of `codes` [pair, head] and without between codes
+    total = np.zeros((codes.shape[1], codes.max() + 2))
+    np.add.at(total, (np.arange(codes.shape[1])[None], codes + 1), credit)
+    return np.abs(total).sum(1)/len(credit)
+
 @scorer('flow by code', seeded=True)
 def flow_by_code(ev, preset='quick', pool='mean', n_train=10, flips=False):
     "Difference flow, added up with its sign within each code of the positives and without between codes; `flips`: only where the negative has another code."
     codes, credit = _codes(ev, preset, pool, n_train).values, ev.flow(target='prediction', norms='exact').by_pair
     c, other = codes[:len(credit)], codes[len(credit):]
-    credit = np.where(c != other, credit, 0) if flips else credit
-    total = np.zeros((c.shape[1], c.max() + 2))
-    np.add.at(total, (np.arange(c.shape[1])[None], c + 1), credit)
-    return np.abs(total).sum(1)/len(credit)
+    return _by_code(c, np.where(c != other, credit, 0) if flips else credit)
 
 # %% ../nbs/20_baselines.ipynb #ab694951
 @scorer('attribution patching', causal=True)
 def attribution_patching(ev, metric='logit_diff'): "First-order estimate of patching."; return np.abs(attribute_heads(ev.model, ev.task, None, metric))
+
+@scorer('attribution by code', seeded=True, causal=True)
+def attribution_by_code(ev, preset='quick', pool='last', n_train=10, metric='logit_diff'):
+    "Attribution patching, added up with its sign within each code of the positives and without between codes."
+    settings = preset_settings(preset, ev.task.name, n_examples=min(n_train, 2*ev.task.n))
+    sae = ev.sae(pool, **settings)
+    return _by_code(_codes(ev, preset, pool, n_train).values[:ev.task.n], attribute_codes(ev.model, ev.task, sae, metric).by_pair)
 
 @scorer('EAP-IG', causal=True)
 def eap_ig(ev, steps=5, metric='logit_diff'): "Attribution averaged over inputs between negative and positive."; return np.abs(attribute_heads(ev.model, ev.task, steps, metric))
@@ -263,7 +273,7 @@ METHODS = ['random', 'layer index', 'shuffled labels', 'mean difference', *[
     'hyperplane codes', 'held-out codes', 'difference flow', 'attribution patching', 'EAP-IG', 'exact patching'] # a name, or (label, scorer, settings)
 
 IDEAS = [('flow, mean over pairs', 'difference flow', dict(over='mean')), ('flow, mean with sign', 'difference flow', dict(over='signed')),
-    ('flow of the residual stream', 'difference flow', dict(target='residual')), ('difference flow, norms held', 'difference flow', dict(norms='held')), 'flow by code', ('flow where codes flip', 'flow by code', dict(flips=True)),
+    ('flow of the residual stream', 'difference flow', dict(target='residual')), ('difference flow, norms held', 'difference flow', dict(norms='held')), 'flow by code', ('flow where codes flip', 'flow by code', dict(flips=True)), 'attribution by code',
     ('held-out codes, both classes', 'held-out codes', dict(both=True)), ('unique codes, last position', 'unique codes', dict(pool='last')),
     ('unique codes, quick', 'unique codes', dict(preset='quick')), ('held-out codes, last position', 'held-out codes', dict(pool='last'))] # what else was tried
 
