@@ -256,8 +256,7 @@ def attribution_patching(ev, metric='logit_diff'): "First-order estimate of patc
 @scorer('attribution by code', seeded=True, causal=True)
 def attribution_by_code(ev, preset='quick', pool='last', n_train=10, metric='logit_diff'):
     "Attribution patching, added up with its sign within each code of the positives and without between codes."
-    settings = preset_settings(preset, ev.task.name, n_examples=min(n_train, 2*ev.task.n))
-    sae = ev.sae(pool, **settings)
+    sae = ev.sae(pool, **preset_settings(preset, ev.task.name, n_examples=min(n_train, 2*ev.task.n)))
     return _by_code(_codes(ev, preset, pool, n_train).values[:ev.task.n], attribute_codes(ev.model, ev.task, sae, metric).by_pair)
 
 @scorer('EAP-IG', causal=True)
@@ -271,7 +270,6 @@ METHODS = ['random', 'layer index', 'shuffled labels', 'mean difference', *[
     (f'paired difference, {over}{", scaled"*scaled}', 'paired difference', dict(over=over, scaled=scaled)) for over in ('mean', 'max') for scaled in (False, True)],
     'probe', 'unique codes', ('unique codes, paper', 'unique codes', dict(preset='paper')), 'pair head count', 'untrained codes', 'k-means codes',
     'hyperplane codes', 'held-out codes', 'difference flow', 'attribution patching', 'EAP-IG', 'exact patching'] # a name, or (label, scorer, settings)
-
 IDEAS = [('flow, mean over pairs', 'difference flow', dict(over='mean')), ('flow, mean with sign', 'difference flow', dict(over='signed')),
     ('flow of the residual stream', 'difference flow', dict(target='residual')), ('difference flow, norms held', 'difference flow', dict(norms='held')), 'flow by code', ('flow where codes flip', 'flow by code', dict(flips=True)), 'attribution by code',
     ('held-out codes, both classes', 'held-out codes', dict(both=True)), ('unique codes, last position', 'unique codes', dict(pool='last')),
