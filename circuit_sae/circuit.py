@@ -69,18 +69,20 @@ def check_choice(
 
 # %% ../nbs/18_circuit.ipynb #3795120c
 def predict_circuit(
-    nodes, # `NodeScores`
-    threshold:float=None, # Heads whose softmax probability is at least this; default 0.01 unless `top_k` is given
+    nodes, # `NodeScores`, or a `Flow`
+    threshold:float=None, # Heads whose share, or softmax probability, is at least this; default 0.01 unless `top_k` is given
     top_k:int=None, # Or the k best heads; heads tied with the k-th are left out together
-    over:str='heads', # Softmax over all 'heads', or within each 'layer'; or 'sum', for scores that are shares
+    over:str=None, # Softmax over all 'heads', or within each 'layer'; or 'sum', for scores that are shares; default: what the scores are made for, 'sum' for a flow
     n_heads:int=None, # Heads in a layer, when `nodes` is a plain array
     fdr:float=None, # Or the heads whose count is more than chance, at this false discovery rate; for what `node_scores` gives of `Codes`
     seed:int=0, # Of the random labels behind `fdr`
 )->Circuit:
-    "Choose heads by threshold on the softmax of their scores, by number, or by what chance would give."
-    if not hasattr(nodes, 'n_heads'):
+    "Choose heads by threshold on their share or the softmax of their scores, by number, or by what chance would give."
+    if not isinstance(nodes, NodeScores):
+        n_heads = getattr(nodes, 'n_heads', n_heads)
         if n_heads is None: raise InputError('a plain array of scores needs n_heads, the number of heads in a layer.')
-        nodes = NodeScores(nodes, n_heads, 'score')
+        nodes = NodeScores(nodes, n_heads, getattr(nodes, 'name', 'score'), over=getattr(nodes, 'over', 'heads'))
+    over = over or nodes.over
     check_choice(threshold, top_k, len(nodes), fdr)
     if top_k is None and threshold is None and fdr is None: threshold = 0.01
     logp, q, chance = log_softmax(nodes, over), None, {}

@@ -136,7 +136,7 @@ def _find(args):
     print(f"{len(found.circuit)} heads of {len(found.nodes)} (above the rule{ties}), by {found.nodes.name}{' that only positives use'*(found.flow is None)}")
     print(found.circuit.table(max(args.rows, len(found.circuit) + 1)), end='\n\n')
     other = 'another draw of prompts' if found.flow else 'another --seed'
-    print(f'Associated with the task is not yet at work in it, and {other} gives a list that differs in part. What each head does: circuit_sae patch', args.task, end='\n\n')
+    print(f'To {"pass on what differs" if found.flow else "be associated with the task"} is not yet to have an effect, and {other} gives a list that differs in part. What each head does: circuit_sae patch', args.task, end='\n\n')
     print(', '.join(f'{k} {v:.1f} s' if v is not None else f'{k} from {args.out}' for k, v in found.timings.items()))
     if args.out: print('wrote', ', '.join(_draw(found, args.out)))
 
@@ -183,9 +183,10 @@ def _certify(args):
     from circuit_sae.certificate import certify
     task, stored, given = _task(args), _saved(args), _given(args)
     _check_given(args, stored, given)
-    if not stored: # whatever the prompts, they get a verdict; and no threshold has to be guessed
+    if not stored: # whatever the prompts, they get a verdict; and where codes choose, no threshold has to be guessed
         given.setdefault('n_train', min(10, 2*task.n))
-        if not {'threshold', 'top_k', 'fdr'} & set(given): given['fdr'] = .05
+        by_codes = given.get('score', 'unique codes' if given.get('preset') == 'paper' else 'flow') == 'unique codes'
+        if by_codes and not {'threshold', 'top_k', 'fdr'} & set(given): given['fdr'] = .05
     where = check_writable(args.out or '.')
     model, found = _found(args, task, stored or given)
     cert = certify(found, model, truth=_truth(args), n_causal=args.n_causal, n_draws=args.draws, seeds=range(args.seeds), stop=not args.all)

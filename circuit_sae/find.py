@@ -104,7 +104,7 @@ def _scored(model, task, codes, y, score, n, seconds, path):
     counts, n = node_scores(codes, y), min(n, task.n)
     if score == 'unique codes': return counts, None
     flow = _stage(seconds, 'flow', path, lambda p: _fitting_flow(p, _made_from(model, task, n)), lambda: difference_flow(model, task, n, edges=True))
-    return NodeScores(flow.values, flow.n_heads, flow.name, counts.made_from), flow
+    return NodeScores(flow.values, flow.n_heads, flow.name, counts.made_from, flow.over), flow
 
 # %% ../nbs/19_find.ipynb #50b8d982
 def find_circuit(
@@ -134,7 +134,7 @@ def find_circuit(
     start = time.perf_counter()
     codes = sae.codes(acts)
     nodes, flow = _scored(model, task, codes, acts.is_positive, score, n_flow, seconds, path('flow'))
-    circuit = predict_circuit(nodes, threshold, top_k, over or ('sum' if flow else 'heads'), fdr=fdr)
+    circuit = predict_circuit(nodes, threshold, top_k, over, fdr=fdr)
     seconds['codes and scores'] = round(time.perf_counter() - start - (seconds.get('flow') or 0), 3)
     found = Found(task, acts, sae, codes, circuit, dict(preset=preset, pool=pool, n_train=n_train, seed=seed, score=score, n_flow=n_flow), seconds, flow)
     if out: found.save(out, stages=False)

@@ -207,7 +207,7 @@ class Flow:
     by_pair = property(lambda self: self.credit.sum(1)) # float32 [pair, head], signed
     values = property(lambda self: np.median(np.abs(self.by_pair), 0)) # float32 [n_layers * n_heads]: the score
     signed = property(lambda self: np.median(self.by_pair, 0)) # below 0: the head works against the difference
-    name = 'difference flow'
+    name, over = 'difference flow', 'sum'
     def __array__(self, dtype=None, copy=None): return self.values if dtype is None else self.values.astype(dtype)
     def __len__(self): return self.credit.shape[2]
     def __getitem__(self, h): return self.values[head_index(h, self.n_layers, self.n_heads)]

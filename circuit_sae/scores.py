@@ -29,9 +29,10 @@ class NodeScores:
         values, # float or int [n_layers * n_heads]
         n_heads:int, # Heads in a layer
         name:str='node score', # What the score is
-        made_from=None, # (codes, labels) of a count of unique codes, so that chance can be asked for; see room *association*
+        made_from=None, # (codes, labels), so that chance can be asked for; see room *association*
+        over:str='heads', # How the scores become shares; see `log_softmax`
     ):
-        self.values, self.n_heads, self.name, self.made_from = np.asarray(values), n_heads, name, made_from
+        self.values, self.n_heads, self.name, self.made_from, self.over = np.asarray(values), n_heads, name, made_from, over
     n_layers = property(lambda self: len(self.values) // self.n_heads)
     def __array__(self, dtype=None, copy=None): return self.values if dtype is None else self.values.astype(dtype)
     def __len__(self): return len(self.values)
