@@ -241,14 +241,14 @@ def difference_flow(
     edges:bool=False, # Between heads too? Takes memory for heads x positions x d_model of every pair in a batch, and for heads x heads of every pair
     target:str='prediction', # What is followed: the change of the 'prediction', or of the 'residual' stream at the end, whatever it means for the prediction
     norms:str='exact', # 'held': as if the scale of a norm were the same on both prompts, the first version of this score
-    batch_size:int=4, # Pairs in a batch
+    batch_size:int=2, # Pairs in a batch; more take more memory and save little time
 )->Flow:
     "Follow the difference between positives and negatives back from the prediction to the heads that made it (DeepLIFT rules, arXiv 1704.02685)."
     if n is not None and not 1 <= n <= task.n: raise InputError(f'n must be between 1 and {task.n}, the number of pairs; got {n}.')
     one_of(target, ['prediction', 'residual'], 'target'); one_of(norms, ['exact', 'held'], 'norms')
     check_flow(model, task)
     sweep, L, H, n = _Sweep(model, target, norms), model.cfg.n_layers, model.cfg.n_heads, n or task.n
-    batches = [(pairs[few], pos[few], neg[few]) for pairs, pos, neg in pair_buckets(model, task, batch_size, answers=False) if (few := pairs < n).any()]
+    batches = list(pair_buckets(model, task.take(n), batch_size, answers=False))
     credit = np.zeros((n, max(p.shape[1] - min(map(first_difference, p, q)) for _, p, q in batches), L*H), dtype=np.float32)
     left, between = np.zeros(n, dtype=np.float32), np.zeros((n, L*H, L*H), dtype=np.float32) if edges else None
     for pairs, pos, neg in progress(batches, f'{task.name}: flow', unit='batch'):
