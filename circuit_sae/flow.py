@@ -6,7 +6,7 @@
 __all__ = ['check_flow', 'CodeFlow', 'Flow', 'difference_flow', 'load_flow']
 
 # %% ../nbs/14_flow.ipynb #6bda6887
-import contextlib, json
+import contextlib, json, warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -255,6 +255,8 @@ def difference_flow(
         c, arrived, b = sweep(pos, neg, edges)
         credit[pairs, -c.shape[1]:], left[pairs] = c.flatten(2).cpu(), arrived.cpu()
         if edges: between[pairs] = b.cpu()
+    if norms == 'exact' and left.any() and np.median(np.abs(left[left != 0] - 1)) > .2:
+        warnings.warn(f'{np.median(left[left != 0]):.2f} of the difference arrives at the embeddings, not 1: this model is built otherwise than the flow takes it to be. Do not trust its scores.', stacklevel=2)
     return Flow(credit, left, _made_from(model, task, n, target, norms), np.median(np.abs(between), 0) if edges else None)
 
 # %% ../nbs/14_flow.ipynb #6a0acb13

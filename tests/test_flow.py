@@ -48,3 +48,11 @@ def test_it_refuses_what_it_cannot_follow(tmp_path):
     model, task = random_model(MixtralConfig(**gqa, num_local_experts=4), tmp_path), induction_task(n=6)
     with pytest.raises(InputError, match='layer 0 of this model .*MoEBridge.*unique codes'): find_circuit(model, task)
     assert find_circuit(model, task, score='unique codes', n_epochs=5, n_train=4).flow is None
+
+def test_it_says_when_something_is_lost(monkeypatch):
+    "A model that multiplies what heads write by something unknown to the sweep is told from one that does not."
+    import circuit_sae.flow as room
+    from circuit_sae.models import tiny_model
+    model, task, through = tiny_model(), induction_task(n=4), room._through_mlp
+    monkeypatch.setattr(room, '_through_mlp', lambda *a: 40*through(*a))
+    with pytest.warns(UserWarning, match='Do not trust its scores'): difference_flow(model, task)
