@@ -57,9 +57,9 @@ def shuffled_runs(
 
 # %% ../nbs/21_calibration.ipynb #73525b00
 def _two_rows(model, task, seed, n_perm, **about):
-    "Test a model's heads by the preset 'quick': as they are, and with labels that mean nothing."
+    "Test a model's heads by codes of the preset 'quick', with the shorter warm-up of the kept tables: as they are, and with labels that mean nothing."
     acts = cache_head_acts(model, task)
-    codes = train_sae(acts, **preset_settings('quick', seed=seed)).codes(acts)
+    codes = train_sae(acts, **preset_settings('quick', seed=seed, n_warm=40)).codes(acts)
     for shuffled in False, True:
         c = swapped(codes, np.random.default_rng([seed, 1])) if shuffled else codes
         yield dict(about, run=seed, shuffled=shuffled, **smallest(node_association(c, acts.is_positive, n_perm, seed=seed)))
@@ -132,7 +132,7 @@ def _rows(acts, pairs): # those of some pairs, as `HeadActs`
 def _power_row(p, acts, n, n_perm):
     "Test the first `n` pairs, and look at all after the first 100 to see who tells the classes apart."
     own, fresh, s = _rows(acts, range(n)), _rows(acts, range(100, p.task.n)), p.settings
-    sae = train_sae(own, **preset_settings('quick', seed=s['seed']))
+    sae = train_sae(own, **preset_settings('quick', seed=s['seed'], n_warm=40))
     found = node_association(sae.codes(own), own.is_positive, n_perm, seed=s['seed'])
     names = all_heads(s['n_layers'], s['n_heads'])
     return dict(family=s['family'], seed=s['seed'], strength=s['strength'], distractors=s['distractors'], n=n, planted=[h in p.truth for h in names], job=[p.jobs.get(h, 'idle') for h in names],

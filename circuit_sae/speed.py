@@ -254,7 +254,7 @@ def on_paper(
     H = n_layers*n_heads
     work = {'forward': 2*n_params*prompts*tokens, 'SAE training': 4*steps*n_train*H*d_model*d_sae, 'codes': 2*H*d_head*d_sae*(d_model + prompts), 'flow, 20 pairs': 3*2*n_params*40*tokens,
             'node scores': prompts*H*flops/cells, 'edge scores': prompts*H*H/2*flops/cells}
-    held = {'weights, 16 bit': 2*n_params, 'W': 4*H*d_head*d_model, 'z': 4*prompts*H*d_head, 'training points': 4*n_train*H*d_model, 'flow': 4*4*tokens*d_model*(2*20*n_layers + H), 'edge counts': 16*H*H}
+    held = {'weights, 16 bit': 2*n_params, 'W': 4*H*d_head*d_model, 'z': 4*prompts*H*d_head, 'training points': 4*n_train*H*d_model, 'flow': 4*2*tokens*d_model*(2*20*n_layers + H), 'edge counts': 16*H*H}
     over = [k for k, b in sorted(held.items(), key=lambda kb: -kb[1]) if b > memory]
     return {f'{k}, s': w/flops for k, w in work.items()} | {f'{k}, GB': b/1e9 for k, b in held.items()} | {'does not fit': ', then '.join(over) or 'nothing'}
 

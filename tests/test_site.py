@@ -118,7 +118,7 @@ def test_every_name_is_documented(pages, module):
         assert re.search(rf'(def|class) {name}\b', page.text), f'{name} has no signature'
 
 def test_glossary_has_every_word(pages):
-    words = '''code null-code latent node-score edge-score pair-head-count softmax-and-threshold p-q-and-p_max positive-negative logit_diff effect roc-auc average-precision f1
+    words = '''code null-code latent node-score edge-score pair-head-count share-softmax-and-threshold p-q-and-p_max positive-negative logit_diff effect roc-auc average-precision f1
         pseudo-f1 faithfulness completeness minimality activation-patching attribution-patching eap-ig path-patching mean-difference paired-difference'''.split()
     assert not [w for w in words if w not in pages['glossary.html'].ids]
 
