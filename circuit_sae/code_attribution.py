@@ -18,7 +18,7 @@ from .models import as_ids, last_logits, write_matrices, model_identity, _post_n
 from .behaviour import get_metric
 from .rerun import collect_z
 from .patching import pair_buckets
-from .flow import Flow
+from .flow import Flow, _read
 
 # %% ../nbs/18_code_attribution.ipynb #7740d8f7
 def _write_gradients(model, ids, metric):
@@ -152,10 +152,5 @@ def load_attribution(
     path, # A `.safetensors` file that `CodeAttribution.save` wrote
 )->CodeAttribution: # Raises `InputError` when the file holds none
     "Read a saved attribution."
-    from safetensors import safe_open
-    if not Path(path).is_file(): raise InputError(f"no file '{path}'.")
-    try:
-        with safe_open(path, 'numpy') as f: meta, t = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except Exception as e: raise InputError(f"'{path}' cannot be read as safetensors ({e}). Delete it and make it again.") from e
-    if not meta.get('format', '').startswith('circuit_sae.CodeAttribution'): raise InputError(f"'{path}' holds no attribution of circuit_sae.")
-    return CodeAttribution(**t, made_from=json.loads(meta['made_from']))
+    t, made_from = _read(path, 'CodeAttribution', 'attribution')
+    return CodeAttribution(**t, made_from=made_from)

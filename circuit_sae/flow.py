@@ -267,14 +267,19 @@ def _save(self, path):
     with whole_file(path) as p: save_file(tensors, p, metadata=dict(made_from=json.dumps(self.made_from), format='circuit_sae.Flow 1'))
 Flow.save = _save
 
-def load_flow(
-    path, # A `.safetensors` file that `Flow.save` wrote
-)->Flow: # Raises `InputError` when the file holds no flow
-    "Read a saved flow."
+def _read(path, kind, what):
+    "Arrays and record of a file that a `kind` was saved to."
     from safetensors import safe_open
     if not Path(path).is_file(): raise InputError(f"no file '{path}'.")
     try:
         with safe_open(path, 'numpy') as f: meta, t = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except Exception as e: raise InputError(f"'{path}' cannot be read as safetensors ({e}). Delete it and make it again.") from e
-    if not meta.get('format', '').startswith('circuit_sae.Flow'): raise InputError(f"'{path}' holds no flow of circuit_sae.")
-    return Flow(t['credit'], t['left'], json.loads(meta['made_from']), t.get('between'))
+    if not meta.get('format', '').startswith(f'circuit_sae.{kind}'): raise InputError(f"'{path}' holds no {what} of circuit_sae.")
+    return t, json.loads(meta['made_from'])
+
+def load_flow(
+    path, # A `.safetensors` file that `Flow.save` wrote
+)->Flow: # Raises `InputError` when the file holds no flow
+    "Read a saved flow."
+    t, made_from = _read(path, 'Flow', 'flow')
+    return Flow(t['credit'], t['left'], made_from, t.get('between'))
