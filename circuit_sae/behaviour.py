@@ -13,6 +13,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .core import *
 from .tasks import Task, _tokens_of
+from .batches import pair_batches
 from .models import run_pairs
 
 # %% ../nbs/05_behaviour.ipynb #289a505f
@@ -160,6 +161,6 @@ def check(self:Task,
     "Can the model do the positives, and not the negatives?"
     tokens = self.tokens(model)
     judged = np.zeros((len(tokens.ids), 3), dtype=np.float32)
-    for pairs, *ids in progress(list(tokens.pairs(batch_size)), f'{self.name}: behaviour', unit='batch'):
-        for rows, logits in zip((pairs, pairs + self.n), run_pairs(model, *ids)): judged[rows] = tokens.measure(judge, logits, rows)
+    for pairs, *ids, lengths, _ in progress(pair_batches(tokens, batch_size), f'{self.name}: behaviour', unit='batch'):
+        for rows, logits in zip((pairs, pairs + self.n), run_pairs(model, *ids, lengths=lengths)): judged[rows] = tokens.measure(judge, logits, rows)
     return Behaviour(judged, tokens.is_positive, self.name)

@@ -7,7 +7,6 @@ __all__ = ['LatentShare', 'CodeAttribution', 'attribute_codes', 'save_attributio
 
 # %% ../nbs/18_code_attribution.ipynb #fdb6e131
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, torch
@@ -18,7 +17,7 @@ from .models import as_ids, last_logits, write_matrices, model_identity, _post_n
 from .behaviour import get_metric
 from .rerun import collect_z
 from .patching import pair_buckets
-from .flow import Flow, _read
+from .flow import Flow
 
 # %% ../nbs/18_code_attribution.ipynb #7740d8f7
 def _write_gradients(model, ids, metric):
@@ -152,5 +151,5 @@ def load_attribution(
     path, # A `.safetensors` file that `CodeAttribution.save` wrote
 )->CodeAttribution: # Raises `InputError` when the file holds none
     "Read a saved attribution."
-    t, made_from = _read(path, 'CodeAttribution', 'attribution')
+    t, made_from = read_tensors(path, 'CodeAttribution', 'attribution')
     return CodeAttribution(**t, made_from=made_from)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'refuses', 'one_of', 'Head', 'parse_head', 'all_heads', 'head_index', 'check_writable', 'whole_file',
-           'save_json', 'load_json', 'cache_dir', 'fingerprint', 'versions', 'progress']
+           'save_json', 'load_json', 'read_tensors', 'cache_dir', 'fingerprint', 'versions', 'progress']
 
 # %% ../nbs/00_core.ipynb #09285743
 import contextlib, difflib, hashlib, json, os, platform, re, tempfile
@@ -135,11 +135,26 @@ def load_json(
     except json.JSONDecodeError as e: raise InputError(f"'{path}' is not JSON: line {e.lineno}, {e.msg}.") from e
 
 # %% ../nbs/00_core.ipynb #74cbd5fd
+def read_tensors(
+    path, # A `.safetensors` file
+    kind:str, # What its format must be called
+    what:str, # The same for the reader of an error
+): # (arrays by name, what they were made from); raises `InputError` when the file is another one or cannot be read
+    "Arrays and record of a file that this package saved."
+    from safetensors import safe_open
+    if not Path(path).is_file(): raise InputError(f"no file '{path}'.")
+    try:
+        with safe_open(path, 'numpy') as f: meta, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except Exception as e: raise InputError(f"'{path}' cannot be read as safetensors ({e}). Delete it and make it again.") from e
+    if not meta.get('format', '').startswith(f'circuit_sae.{kind}'): raise InputError(f"'{path}' holds no {what} of circuit_sae.")
+    return arrays, json.loads(meta['made_from'])
+
+# %% ../nbs/00_core.ipynb #d0383b9b
 def cache_dir()->Path:
     "The folder for downloaded models: `$CIRCUIT_SAE_CACHE`, else `circuit_sae` in the user's cache directory."
     return Path(os.environ.get('CIRCUIT_SAE_CACHE') or xdg_cache_home()/'circuit_sae')
 
-# %% ../nbs/00_core.ipynb #d0383b9b
+# %% ../nbs/00_core.ipynb #72209f56
 def fingerprint(
     *parts, # Strings, numbers, lists, dicts, arrays or tensors
 )->str: # 16 hex digits
@@ -153,7 +168,7 @@ def fingerprint(
         h.update(b'\0')
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #858867a3
+# %% ../nbs/00_core.ipynb #6072955e
 def versions(
     *packages, # Names of packages; default: those that decide the numbers
 )->dict:
@@ -164,7 +179,7 @@ def versions(
         with contextlib.suppress(metadata.PackageNotFoundError): found[p] = metadata.version(p)
     return found
 
-# %% ../nbs/00_core.ipynb #6072955e
+# %% ../nbs/00_core.ipynb #984c8698
 def progress(
     it, # What to loop over
     desc:str='', # What is going on, in a word or two

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from .core import *
 from .flow import check_flow, difference_flow, load_flow, _made_from
-from .activations import POOLS, cache_head_acts, load_acts
+from .activations import POOLS, PooledZ, cache_head_acts, load_acts
 from .sae import train_sae, load_sae
 from .scores import EdgeScores, NodeScores, node_scores, edge_scores, pair_head_counts
 from .circuit import predict_circuit, check_choice
@@ -99,12 +99,13 @@ def _fitting_flow(path, made_from):
     flow = load_flow(path)
     return flow if flow.made_from == made_from and flow.between is not None else None
 
-def _scored(model, task, codes, y, score, n, seconds, path):
-    "Scores of all heads, how they become shares, and the flow if that is what they are."
-    counts, n = node_scores(codes, y), min(n, task.n)
-    if score == 'unique codes': return counts, None
-    flow = _stage(seconds, 'flow', path, lambda p: _fitting_flow(p, _made_from(model, task, n)), lambda: difference_flow(model, task, n, edges=True))
-    return NodeScores(flow.values, flow.n_heads, flow.name, counts.made_from, flow.over), flow
+def _passes(model, task, pool, batch_size, n_flow, seconds, path):
+    "All that takes forward passes: activations, and the flow of `n_flow` pairs unless that is None. What looks on at the flow's passes need not run those prompts again."
+    kept = load_acts(p, model, task, pool) if (p := path('acts')) and p.is_file() else None # one that does not fit is refused before anything is made
+    pooled, n = None if kept else PooledZ(model, task, pool), n_flow and min(n_flow, task.n)
+    fitting = lambda p: None if pooled else _fitting_flow(p, _made_from(model, task, n)) # together or not at all, so that they are the same bit for bit
+    flow = n and _stage(seconds, 'flow', path('flow'), fitting, lambda: difference_flow(model, task, n, edges=True, pooled=pooled))
+    return _stage(seconds, 'activations', path('acts'), lambda _: kept, lambda: cache_head_acts(model, task, pool, batch_size, pooled)), flow
 
 # %% ../nbs/19_find.ipynb #50b8d982
 def find_circuit(
@@ -129,13 +130,14 @@ def find_circuit(
     if (score := score or ('unique codes' if preset == 'paper' else 'flow')) == 'flow': check_flow(model, task)
     settings = preset_settings(preset, task.name, n_examples=n_train, seed=seed, **changes)
     path, seconds = (lambda name: Path(out)/f'{name}.safetensors' if out else None), {}
-    acts = _stage(seconds, 'activations', path('acts'), lambda p: load_acts(p, model, task, pool), lambda: cache_head_acts(model, task, pool, batch_size))
+    acts, flow = _passes(model, task, pool, batch_size, n_flow if score == 'flow' else None, seconds, path)
     sae = _stage(seconds, 'SAE', path('sae'), lambda p: _fitting_sae(p, acts, settings), lambda: train_sae(acts, **settings))
     start = time.perf_counter()
     codes = sae.codes(acts)
-    nodes, flow = _scored(model, task, codes, acts.is_positive, score, n_flow, seconds, path('flow'))
+    nodes = node_scores(codes, acts.is_positive)
+    if flow: nodes = NodeScores(flow.values, flow.n_heads, flow.name, nodes.made_from, flow.over)
     circuit = predict_circuit(nodes, threshold, top_k, over, fdr=fdr)
-    seconds['codes and scores'] = round(time.perf_counter() - start - (seconds.get('flow') or 0), 3)
+    seconds['codes and scores'] = round(time.perf_counter() - start, 3)
     found = Found(task, acts, sae, codes, circuit, dict(preset=preset, pool=pool, n_train=n_train, seed=seed, score=score, n_flow=n_flow), seconds, flow)
     if out: found.save(out, stages=False)
     return found

@@ -7,39 +7,21 @@ __all__ = ['check_flow', 'CodeFlow', 'Flow', 'difference_flow', 'load_flow']
 
 # %% ../nbs/14_flow.ipynb #6bda6887
 import contextlib, json, warnings
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np, torch
 from .core import *
-from .models import as_ids, last_logits, write_matrices, model_identity, _post_norm
-from .tasks import first_difference
+from .batches import pair_batches
+from .models import as_ids, behind_end, forward, last_logits, write_matrix, model_identity, _z_hooks
 from .patching import pair_buckets
 
 # %% ../nbs/14_flow.ipynb #68040f5e
-_SITES = dict(resid='hook_resid_pre', mid='hook_resid_mid', z='attn.hook_z', pattern='attn.hook_pattern', v='attn.hook_v', q='attn.hook_q', k='attn.hook_k',
-              rot_q='attn.hook_rot_q', rot_k='attn.hook_rot_k', pre='mlp.hook_pre', linear='mlp.hook_pre_linear', post='mlp.hook_post',
-              attn_out='ln1_post.hook_in', attn_normed='ln1_post.hook_out', mlp_out='ln2_post.hook_in') # the last three where norms follow
-
-_LOOKED_BACK_AT = 'pattern', 'q', 'k', 'v', 'rot_q', 'rot_k' # at all positions
-
-@torch.no_grad()
-def _capture(model, ids, start=0):
-    "Logits at the last position, and what each layer's sites held from position `start` on, {(site, layer): tensor}."
-    L, kept, ids, there = model.cfg.n_layers, {}, as_ids(model, ids), set(model.hook_dict)
-    def keep(site, l):
-        first = 0 if site in _LOOKED_BACK_AT else start
-        return lambda x, hook: kept.update({(site, l): x[:, first:].clone().float().to(ids.device)})
-    hooks = [(name, keep(site, l)) for l in range(L) for site, hook in _SITES.items() if (name := f'blocks.{l}.{hook}') in there]
-    hooks.append((f'blocks.{L-1}.hook_resid_post', keep('resid', L)))
-    with model.hooks(fwd_hooks=hooks): return last_logits(model.original_model(ids, logits_to_keep=1)), kept
-
 def _diff(x): return x[:len(x)//2] - x[len(x)//2:]
 def _mean(x): return (x[:len(x)//2] + x[len(x)//2:])/2
 def _ratio(a, b, eps=1e-8): return torch.where(b.abs() > eps, a/torch.where(b.abs() > eps, b, 1.), 0.) # 0 where there is nothing to divide by
 
-# %% ../nbs/14_flow.ipynb #7aea54ee
+# %% ../nbs/14_flow.ipynb #e2f80ca6
 class _Norm(NamedTuple):
     gain:torch.Tensor # [d_model]
     centres:bool = False # Takes the mean away?
@@ -70,27 +52,31 @@ def _through_norm(u, x, norm, held=False):
     pos, neg = s.clamp_min(1e-15).chunk(2)
     return u*(1/pos + 1/neg)/2 - mid*(mid*u).mean(-1, keepdim=True)*2/(pos*neg*(pos + neg))
 
-# %% ../nbs/14_flow.ipynb #10f477ac
+# %% ../nbs/14_flow.ipynb #1f241107
 def _scale(kept, layer, norm):
     "What the norm behind attention multiplies heads by, [2 pairs, position, 1, 1] beside its gain."
     if norm is None: return 1.
     x, y = kept['attn_out', layer]*norm.gain, kept['attn_normed', layer] # y = scale * x
     return _ratio((x*y).sum(-1), (x*x).sum(-1), 1e-30)[..., None, None]
 
-# %% ../nbs/14_flow.ipynb #e58dc618
-def _through_mlp(mlp, u, pre, post, linear=None):
-    "What `u` [pair, position, d_model] behind an MLP is at its (normalised) input; activations are [2 pairs, position, neuron]."
-    worth = u @ mlp.W_out.float().T # of a unit of each neuron
-    if linear is None: return (worth*_ratio(_diff(post), _diff(pre), 1e-4)) @ mlp.W_in.float().T
+# %% ../nbs/14_flow.ipynb #3929419e
+def _slopes(pre, post, linear=None):
+    "By how much each neuron hands on to its input or, where it is gated, to its gate and its input, [pair, position, neuron]; from activations [2 pairs, position, neuron]."
+    if linear is None: return [_ratio(_diff(post), _diff(pre), 1e-4)]
     act = _ratio(post, linear, 1e-6)
-    return (worth*_mean(linear)*_ratio(_diff(act), _diff(pre), 1e-4)) @ mlp.W_gate.float().T + (worth*_mean(act)) @ mlp.W_in.float().T
+    return [_mean(linear)*_ratio(_diff(act), _diff(pre), 1e-4), _mean(act)]
 
-# %% ../nbs/14_flow.ipynb #f5e74f4a
+def _through_mlp(mlp, u, slopes):
+    "What `u` [pair, position, d_model] behind an MLP is at its (normalised) input."
+    worth = u @ mlp.W_out.T # of a unit of each neuron
+    return sum((worth*s) @ w.T for s, w in zip(slopes, [mlp.W_in] if len(slopes) == 1 else [mlp.W_gate, mlp.W_in]))
+
+# %% ../nbs/14_flow.ipynb #af70b196
 def _attention_credit(A, g, v, q, k, start):
     "What changed attention brought to each head [pair, position, head], for its query and, at every source from `start` on, for its key."
     worth = torch.einsum('bphd,bqhd->bhpq', g, _mean(v)) # of a unit of attention
-    dA, mA = _diff(A)[:, :, start:], _mean(A)[:, :, start:]
-    by_q, by_k = (torch.einsum('bphd,bqhd->bhpq', *x) for x in ((_diff(q)[:, start:], _mean(k)), (_mean(q)[:, start:], _diff(k)))) # change of each score
+    dA, mA = _diff(A), _mean(A)
+    by_q, by_k = (torch.einsum('bphd,bqhd->bhpq', *x) for x in ((_diff(q), _mean(k)), (_mean(q), _diff(k)))) # change of each score
     by_q = by_q - (mA*by_q).sum(-1, keepdim=True) # what a query changes at all sources alike moves no attention
     by_q, by_k = (mA*by_q.abs()).sum(-1), mA*by_k.abs()
     share = _ratio((dA*worth).sum(-1), by_q + by_k.sum(-1))
@@ -98,19 +84,43 @@ def _attention_credit(A, g, v, q, k, start):
 
 def _through_heads(attn, layer, kept, g, start, each=False):
     "What heads' `z`, worth `g` [pair, position, head, d_head], is worth at their (normalised) input, [pair, position, head, d_model] or, unless for `each`, their sum."
-    (n, T), H, d = kept['q', layer].shape[:2], g.shape[2], g.shape[3]
-    def heads(x): return (x := x.reshape(n, T, -1, d)).repeat_interleave(H//x.shape[2], 2) # a key that several heads share stands once for each
+    H, d = g.shape[2:]
+    def heads(x): return (x := x.reshape(*x.shape[:2], -1, d)).repeat_interleave(H//x.shape[2], 2) # a key that several heads share stands once for each
     q, k, v = (heads(kept[i, layer]) for i in 'qkv')
     rotated = (heads(kept[at]) if (at := (f'rot_{i}', layer)) in kept else x for i, x in (('q', q), ('k', k)))
     A = kept['pattern', layer]
     for_q, for_k = _attention_credit(A, g, v, *rotated, start)
     def own(x, credit): return x*_ratio(credit, x.pow(2).sum(-1))[..., None]
-    at = own(_diff(q)[:, start:], for_q), own(_diff(k)[:, start:], for_k), torch.einsum('bhpq,bphd->bqhd', _mean(A)[:, :, start:, start:], g)
+    at = own(_diff(q), for_q), own(_diff(k)[:, start:], for_k), torch.einsum('bhpq,bphd->bqhd', _mean(A)[..., start:], g)
     W = attn.W_Q, attn.W_K, attn.W_V # [heads, or keys that several heads share; d_model; d_head]
-    if each: return sum(torch.einsum('bphd,hmd->bphm', x, w.repeat_interleave(H//len(w), 0)) for x, w in zip(at, W))
-    return sum(x.unflatten(2, (len(w), -1)).sum(3).flatten(2) @ w.transpose(1, 2).flatten(0, 1) for x, w in zip(at, W))
+    at = [x.unflatten(2, (len(w), -1)) for x, w in zip(at, W)] # [pair, position, key that several heads share, head, d_head]
+    if each: return sum(torch.einsum('bpkhd,kmd->bpkhm', x, w).flatten(2, 3) for x, w in zip(at, W))
+    return sum(x.sum(3).flatten(2) @ w.transpose(1, 2).flatten(0, 1) for x, w in zip(at, W))
 
-# %% ../nbs/14_flow.ipynb #a5076336
+# %% ../nbs/14_flow.ipynb #a89e39ab
+_SITES = dict(resid='hook_resid_pre', mid='hook_resid_mid', z='attn.hook_z', pattern='attn.hook_pattern', v='attn.hook_v', q='attn.hook_q', k='attn.hook_k',
+              rot_q='attn.hook_rot_q', rot_k='attn.hook_rot_k', pre='mlp.hook_pre', linear='mlp.hook_pre_linear', post='mlp.hook_post',
+              attn_out='ln1_post.hook_in', attn_normed='ln1_post.hook_out', mlp_out='ln2_post.hook_in') # the last three where norms follow
+
+_LOOKED_BACK_AT = 'k', 'v', 'rot_k' # at all positions
+
+@torch.no_grad()
+def _capture(model, ids, start=0, lengths=None, on_z=None):
+    "Logits at each row's last position, and what each layer's sites held from position `start` on, {(site, layer): tensor}."
+    L, kept, ids, there = model.cfg.n_layers, {}, as_ids(model, ids), set(model.hook_dict)
+    def keep(site, l):
+        part = (slice(None), slice(None), slice(start, None)) if site == 'pattern' else (slice(None), slice(0 if site in _LOOKED_BACK_AT else start, None))
+        def hook(x, hook):
+            kept[site, l] = x[part].clone().float().to(ids.device)
+            if site == 'post': kept['slopes', l] = _slopes(*(kept.pop((s, l), None) for s in ('pre', 'post', 'linear')))
+        return hook
+    hooks = [(name, keep(site, l)) for l in range(L) for site, hook in _SITES.items() if (name := f'blocks.{l}.{hook}') in there]
+    hooks.append((f'blocks.{L-1}.hook_resid_post', keep('resid', L)))
+    if on_z: hooks += [h for l in range(L) for h in _z_hooks(model, l, on_z)]
+    behind = behind_end(ids, lengths)
+    with model.hooks(fwd_hooks=hooks): return last_logits(forward(model, ids, behind), behind), kept
+
+# %% ../nbs/14_flow.ipynb #7061a4b7
 def check_flow(
     model, # A TransformerLens bridge
     task=None, # A `Task`, to see whether its prompts allow it too
@@ -135,16 +145,16 @@ def _norms(block):
 class _Sweep:
     "What is needed of a model to hand credit back."
     def __init__(self, model, target='prediction', norms='exact'):
-        self.model, self.target, self.held, ask = model, target, norms == 'held', lambda norm: norm if norm is None else _ask(norm, model.cfg.d_model, self.W.device)
+        self.model, self.target, self.held, ask = model, target, norms == 'held', lambda norm: norm if norm is None else _ask(norm, model.cfg.d_model, self.device)
         with torch.no_grad():
-            self.W = write_matrices(model).to(as_ids(model, [0]).device)
+            self.device = as_ids(model, [0]).device
             self.U, self.last, self.norms = self.own(model, 'W_U').W_U.T, ask(model.ln_final), [[*map(ask, _norms(b))] for b in model.blocks]
 
     def own(self, module, *names): # weights, float32, from wherever they are; None for one that there is not
         from accelerate.utils import align_module_device
         with contextlib.ExitStack() as stack:
             for m in module.modules(): stack.enter_context(align_module_device(m))
-            return SimpleNamespace(**{name: w.float().to(self.W.device) if (w := getattr(module, name, None)) is not None else None for name in names})
+            return SimpleNamespace(**{name: w.float().to(self.device) if (w := getattr(module, name, None)) is not None else None for name in names})
 
     def worth_at_end(self, logits, resid): # [pair, d_model]: direction of the prediction, so scaled that the difference of `resid` [2 pairs, d_model] is worth 1
         u = _through_norm((_diff(logits.softmax(-1)) @ self.U)[:, None], resid[:, None], self.last, self.held)[:, 0] if self.target == 'prediction' else _diff(resid)
@@ -152,40 +162,46 @@ class _Sweep:
 
     def through_mlp(self, l, kept, u): # what `u` behind the MLP of layer `l` is worth before it
         block = self.model.blocks[l]
-        sites = {site: kept[site, l] for site in ('resid', 'mid', 'pre', 'post', 'linear', 'mlp_out') if (site, l) in kept}
-        u = _through_norm(u*_multiplier(block), sites.get('mlp_out'), self.norms[l][3], self.held)
-        u = _through_mlp(self.own(block.mlp, 'W_in', 'W_gate', 'W_out'), u, *(sites.get(site) for site in ('pre', 'post', 'linear')))
-        return _through_norm(u, sites.get('mid', sites['resid']), self.norms[l][2], self.held)
+        u = _through_norm(u*_multiplier(block), kept.get(('mlp_out', l)), self.norms[l][3], self.held)
+        u = _through_mlp(self.own(block.mlp, 'W_in', 'W_gate', 'W_out'), u, kept['slopes', l])
+        return _through_norm(u, kept.get(('mid', l), kept['resid', l]), self.norms[l][2], self.held)
+
+    def writes(self, dz): # difference of what every head wrote, [pair, sender, position * d_model]
+        (B, P, H, _), L, M = dz[0].shape, len(dz), self.model.cfg.d_model
+        out = dz[0].new_empty(B, L*H, P*M)
+        for l, z in enumerate(dz): out.view(B, L, H, P, M)[:, l] = torch.einsum('bphd,hdm->bhpm', z, write_matrix(self.model, l).to(self.device))
+        return out
 
     @torch.no_grad()
-    def __call__(self, positives, negatives, edges=False):
+    def __call__(self, batch, edges=False, pooled=None):
         "Credits [pair, position, layer, head] from the first difference on, what is left for the embeddings [pair], and between heads [pair, sender, receiver]."
-        model, start = self.model, min(map(first_difference, positives, negatives))
+        model, start, ends = self.model, batch.start, torch.as_tensor(batch.lengths).flatten() - 1
         credit, between, L, H = [], [], model.cfg.n_layers, model.cfg.n_heads
-        logits, kept = _capture(model, np.concatenate([positives, negatives]), start)
-        G = torch.zeros_like(_diff(kept['resid', L]))
-        G[:, -1] = self.worth_at_end(logits, kept['resid', L][:, -1])
-        dz = [_diff(kept['z', l].reshape(2*len(G), G.shape[1], H, -1)*_scale(kept, l, self.norms[l][1])) for l in range(L)]
-        writes = [torch.einsum('bphd,hdm->bhpm', *x).flatten(2) for x in zip(dz, self.W)] if edges else None
+        logits, kept = _capture(model, np.concatenate([batch.ids, batch.others]), start, ends + 1, pooled and pooled.looking_on(batch))
+        if pooled: pooled.judge(batch, *logits.chunk(2))
+        G, rows = torch.zeros_like(_diff(kept['resid', L])), torch.arange(len(ends))
+        G[rows[:len(G)], ends[:len(G)] - start] = self.worth_at_end(logits, kept['resid', L][rows, ends - start])
+        dz = [_diff(kept.pop(('z', l)).reshape(2*len(G), G.shape[1], H, -1)*_scale(kept, l, self.norms[l][1])) for l in range(L)]
+        if edges: writes = self.writes(dz)
         for l, block in reversed(list(enumerate(model.blocks))):
             at = G # where attention and MLP read side by side, both write to the same place
             if hasattr(block, 'mlp'): G = G + self.through_mlp(l, kept, G)
             at = G if ('mid', l) in kept else at
-            g = torch.einsum('bpm,hdm->bphd', at, self.W[l])
+            g = torch.einsum('bpm,hdm->bphd', at, write_matrix(model, l).to(self.device))
             credit.append((dz[l]*g).sum(-1))
             if self.norms[l][1] is not None: # what heads write is normalised together
                 g = torch.einsum('bpm,hdm->bphd', _through_norm(at, kept['attn_out', l], self.norms[l][1], self.held), self.own(block.attn, 'W_O').W_O*_multiplier(block))
             read = _through_heads(self.own(block.attn, 'W_Q', 'W_K', 'W_V'), l, kept, g, start, edges)
-            if edges: read = _through_norm(read.flatten(1, 2), kept['resid', l].repeat_interleave(H, 1), self.norms[l][0], self.held).unflatten(1, (-1, H))
-            else: read = _through_norm(read, kept['resid', l], self.norms[l][0], self.held)[:, :, None]
+            resid = kept['resid', l]
+            read = _through_norm(read, resid[:, :, None] if edges else resid, self.norms[l][0], self.held)
             if edges:
-                between.append(credit[-1].new_zeros(len(G), L, H, H)) # [pair, sender's layer, sender, receiver]
-                for s in range(l): between[-1][:, s] = writes[s] @ read.permute(0, 1, 3, 2).flatten(1, 2)
-            G = G + read.sum(2)
+                between.append(G.new_zeros(len(G), H, L*H)) # [pair, receiver, sender]
+                between[-1][:, :, :l*H] = read.transpose(1, 2).flatten(2) @ writes[:, :l*H].transpose(1, 2)
+            G = G + (read.sum(2) if edges else read)
         left = (G*_diff(kept['resid', 0])).sum((1, 2))
-        return torch.stack(credit[::-1], 2), left, torch.cat(between[::-1], 3).flatten(1, 2) if edges else None
+        return torch.stack(credit[::-1], 2), left, torch.cat(between[::-1], 1).transpose(1, 2) if edges else None
 
-# %% ../nbs/14_flow.ipynb #136a774e
+# %% ../nbs/14_flow.ipynb #0268354a
 class CodeFlow(NamedTuple):
     "What one head passed on where it took one code."
     code:int # -1: silence
@@ -228,12 +244,12 @@ class Flow:
         return '\n'.join([f"{self.name}: '{self.made_from['task']}' in {self.made_from['model']['name']}, {len(self.credit)} pairs; median share of the difference", *rows,
                           f'  {self.left.mean():.3g} of 1 arrives at the embeddings'])
 
-# %% ../nbs/14_flow.ipynb #a43464cc
+# %% ../nbs/14_flow.ipynb #6a0acb13
 def _made_from(model, task, n, target='prediction', norms='exact'):
     texts = task.tokens(model).texts
     return dict(model=model_identity(model), task=task.name, n=n, target=target, norms=norms, prompts=fingerprint(texts[:n] + texts[task.n:task.n + n]))
 
-# %% ../nbs/14_flow.ipynb #0268354a
+# %% ../nbs/14_flow.ipynb #6f72a34a
 def difference_flow(
     model, # A TransformerLens bridge whose layers have attention and, if any, a plain or gated MLP, one after the other or side by side
     task, # A `Task` whose pairs have prompts of equal length; its answers are not looked at
@@ -241,25 +257,27 @@ def difference_flow(
     edges:bool=False, # Between heads too? Takes memory for heads x positions x d_model of every pair in a batch, and for heads x heads of every pair
     target:str='prediction', # What is followed: the change of the 'prediction', or of the 'residual' stream at the end, whatever it means for the prediction
     norms:str='exact', # 'held': as if the scale of a norm were the same on both prompts, the first version of this score
-    batch_size:int=2, # Pairs in a batch; more take more memory and save little time
+    batch_size:int=4, # Pairs in a batch at most; more take more memory and save little time
+    pooled=None, # A `PooledZ` of the same model and task, that looks on and is filled for these pairs
 )->Flow:
     "Follow the difference between positives and negatives back from the prediction to the heads that made it (DeepLIFT rules, arXiv 1704.02685)."
     if n is not None and not 1 <= n <= task.n: raise InputError(f'n must be between 1 and {task.n}, the number of pairs; got {n}.')
     one_of(target, ['prediction', 'residual'], 'target'); one_of(norms, ['exact', 'held'], 'norms')
     check_flow(model, task)
     sweep, L, H, n = _Sweep(model, target, norms), model.cfg.n_layers, model.cfg.n_heads, n or task.n
-    batches = list(pair_buckets(model, task.take(n), batch_size, answers=False))
-    credit = np.zeros((n, max(p.shape[1] - min(map(first_difference, p, q)) for _, p, q in batches), L*H), dtype=np.float32)
+    batches = pair_batches(task.take(n).tokens(model), batch_size)
+    credit = np.zeros((n, max(b.lengths.max() - b.start for b in batches), L*H), dtype=np.float32)
     left, between = np.zeros(n, dtype=np.float32), np.zeros((n, L*H, L*H), dtype=np.float32) if edges else None
-    for pairs, pos, neg in progress(batches, f'{task.name}: flow', unit='batch'):
-        c, arrived, b = sweep(pos, neg, edges)
-        credit[pairs, -c.shape[1]:], left[pairs] = c.flatten(2).cpu(), arrived.cpu()
-        if edges: between[pairs] = b.cpu()
+    for batch in progress(batches, f'{task.name}: flow', unit='batch'):
+        c, left[batch.pairs], b = (x if x is None else x.cpu() for x in sweep(batch, edges, pooled))
+        for pair, own, length in zip(batch.pairs, c.flatten(2), batch.lengths[0] - batch.start): credit[pair, -length:] = own[:length] # aligned at the end
+        if edges: between[batch.pairs] = b
+    credit = credit[:, np.abs(credit).any((0, 2)).argmax():].copy() # from the first position that passed on anything
     if norms == 'exact' and left.any() and np.median(np.abs(left[left != 0] - 1)) > .2:
         warnings.warn(f'{np.median(left[left != 0]):.2f} of the difference arrives at the embeddings, not 1: this model is built otherwise than the flow takes it to be. Do not trust its scores.', stacklevel=2)
     return Flow(credit, left, _made_from(model, task, n, target, norms), np.median(np.abs(between), 0) if edges else None)
 
-# %% ../nbs/14_flow.ipynb #6a0acb13
+# %% ../nbs/14_flow.ipynb #de633aa3
 def _save(self, path):
     "Write the credit, whole or not at all."
     from safetensors.numpy import save_file
@@ -267,19 +285,9 @@ def _save(self, path):
     with whole_file(path) as p: save_file(tensors, p, metadata=dict(made_from=json.dumps(self.made_from), format='circuit_sae.Flow 1'))
 Flow.save = _save
 
-def _read(path, kind, what):
-    "Arrays and record of a file that a `kind` was saved to."
-    from safetensors import safe_open
-    if not Path(path).is_file(): raise InputError(f"no file '{path}'.")
-    try:
-        with safe_open(path, 'numpy') as f: meta, t = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except Exception as e: raise InputError(f"'{path}' cannot be read as safetensors ({e}). Delete it and make it again.") from e
-    if not meta.get('format', '').startswith(f'circuit_sae.{kind}'): raise InputError(f"'{path}' holds no {what} of circuit_sae.")
-    return t, json.loads(meta['made_from'])
-
 def load_flow(
     path, # A `.safetensors` file that `Flow.save` wrote
 )->Flow: # Raises `InputError` when the file holds no flow
     "Read a saved flow."
-    t, made_from = _read(path, 'Flow', 'flow')
+    t, made_from = read_tensors(path, 'Flow', 'flow')
     return Flow(t['credit'], t['left'], made_from, t.get('between'))

@@ -13,6 +13,7 @@ import numpy as np, torch
 from .core import *
 from .prompts import get_task
 from .weights import smollm2_folder
+from .batches import pair_batches
 from .models import MODELS, quietly, check_writes, load_model, run, run_pairs, tiny_tokenizer
 from .behaviour import judge
 from .references import reference
@@ -128,9 +129,9 @@ def _small(c):
 
 def _attribution(c):
     (a, b), _ = race(lambda: attribute_heads(c.model, c.task), lambda: find_circuit(c.model, c.task), repeats=max(3, c.repeats))
-    by_codes, passes, flow = (timed(f)[0] for f in (lambda: find_circuit(c.model, c.task, score='unique codes'), lambda: cache_head_acts(c.model, c.task), lambda: difference_flow(c.model, c.task, 20, edges=True)))
+    by_codes, passes = (timed(f)[0] for f in (lambda: find_circuit(c.model, c.task, score='unique codes'), lambda: cache_head_acts(c.model, c.task)))
     return dict(what='attribute_heads ÷ find_circuit, same prompts', walls=[a, b], bounds=[(a/b, '≥', 2, '×')],
-                note=f'the forward passes over all prompts alone take {passes:.3g} s, so that {a/passes:.2f} × is the most there is, and {a/(passes + flow):.2f} × with the flow of 20 pairs ({flow:.3g} s); scored by unique codes {by_codes:.3g} s, {a/by_codes:.2f} ×')
+                note=f'the forward passes over all prompts alone take {passes:.3g} s, so that {a/passes:.2f} × is the most there is; scored by unique codes {by_codes:.3g} s, {a/by_codes:.2f} ×')
 
 # %% ../nbs/21_speed.ipynb #c9e5778c
 _MANY = """import json, sys, numpy as np
@@ -254,7 +255,7 @@ def on_paper(
     H = n_layers*n_heads
     work = {'forward': 2*n_params*prompts*tokens, 'SAE training': 4*steps*n_train*H*d_model*d_sae, 'codes': 2*H*d_head*d_sae*(d_model + prompts), 'flow, 20 pairs': 3*2*n_params*40*tokens,
             'node scores': prompts*H*flops/cells, 'edge scores': prompts*H*H/2*flops/cells}
-    held = {'weights, 16 bit': 2*n_params, 'W': 4*H*d_head*d_model, 'z': 4*prompts*H*d_head, 'training points': 4*n_train*H*d_model, 'flow': 4*2*tokens*d_model*(2*20*n_layers + H), 'edge counts': 16*H*H}
+    held = {'weights, 16 bit': 2*n_params, 'W': 4*H*d_head*d_model, 'z': 4*prompts*H*d_head, 'training points': 4*n_train*H*d_model, 'flow': 4*4*tokens*d_model*(15*n_layers + H), 'edge counts': 16*H*H}
     over = [k for k, b in sorted(held.items(), key=lambda kb: -kb[1]) if b > memory]
     return {f'{k}, s': w/flops for k, w in work.items()} | {f'{k}, GB': b/1e9 for k, b in held.items()} | {'does not fit': ', then '.join(over) or 'nothing'}
 
@@ -269,8 +270,8 @@ def profile_find(
     c.model
     def part(name, f): seconds[name], got = timed(f); return got
     tokens = part('tokens', lambda: c.task.tokens(c.model))
-    batches = list(tokens.pairs(50))
-    (whole, seconds['forward']), (acts, logits) = race(lambda: cache_head_acts(c.model, c.task), lambda: [run_pairs(c.model, *ids) for _, *ids in batches], repeats=2)
+    batches = pair_batches(tokens)
+    (whole, seconds['forward']), (acts, logits) = race(lambda: cache_head_acts(c.model, c.task), lambda: [run_pairs(c.model, b.ids, b.others, lengths=b.lengths) for b in batches], repeats=2)
     part('behaviour', lambda: [tokens.measure(judge, l, rows + c.task.n*negative) for (rows, *_), ls in zip(batches, logits) for negative, l in enumerate(ls)])
     part('write matrices, check', lambda: check_writes(c.model, [tokens.ids[0]]))
     seconds['hooks and pooling'] = max(0, whole - sum(s for k, s in seconds.items() if k != 'tokens'))
