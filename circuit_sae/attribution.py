@@ -9,8 +9,9 @@ __all__ = ['z_gradients', 'attribute_heads']
 import numpy as np, torch
 from .core import *
 from .behaviour import get_metric
-from .patching import pair_buckets
-from .models import as_ids, last_logits
+from .batches import pair_batches
+from .patching import check_pairs
+from .models import as_ids, behind_end, forward, last_logits
 from .rerun import collect_z
 
 # %% ../nbs/11_attribution.ipynb #90bca438
@@ -19,6 +20,7 @@ def z_gradients(
     ids, # Token ids, int [batch, position]
     metric, # A function of logits [batch, d_vocab] that gives [batch]
     embed=None, # Called with the token embeddings [batch, position, d_model]; returns those to use
+    lengths=None, # How long each row is, int [batch], where rows are filled up behind their ends
 )->tuple: # Metric [batch], `z` and its gradient, each [layer, batch, position, n_heads, d_head]
     "One forward and one backward pass; the gradient of the summed metric with respect to every head's output."
     z, zeros = {}, {}
@@ -33,7 +35,7 @@ def z_gradients(
     for p in wanted: p.requires_grad_(False)
     try:
         with torch.enable_grad(), model.hooks(fwd_hooks=hooks):
-            m = metric(last_logits(model.original_model(as_ids(model, ids), logits_to_keep=1)))
+            m = metric(last_logits(forward(model, ids, behind := behind_end(ids, lengths)), behind))
             grads = torch.autograd.grad(m.sum(), [zeros[l] for l in range(model.cfg.n_layers)])
     finally:
         for p in wanted: p.requires_grad_(True)
@@ -50,21 +52,22 @@ def attribute_heads(
     "The effect of resampling every head, to first order."
     if steps is not None and steps < 1: raise InputError(f'steps must be at least 1, got {steps}.')
     m, tokens, total, gap = get_metric(metric), task.tokens(model), 0., 0.
-    for pairs, positives, negatives in progress(list(pair_buckets(model, task, batch_size)), f'{task.name}: attribution', unit='batch'):
-        measure = lambda logits: tokens.measure(m, logits, pairs)
-        effect, change = _attribute(model, positives, negatives, measure, steps)
+    check_pairs(model, task)
+    for batch in progress(pair_batches(tokens, batch_size), f'{task.name}: attribution', unit='batch'):
+        measure = lambda logits: tokens.measure(m, logits, batch.pairs)
+        effect, change = _attribute(model, batch.ids, batch.others, measure, steps, batch.lengths[0])
         total, gap = total + effect, gap + change
     if not abs(gap) > 1e-6*task.n: raise InputError('the metric is the same on positives and negatives: there is no difference to attribute.')
     return total / gap
 
-def _attribute(model, positives, negatives, measure, steps):
+def _attribute(model, positives, negatives, measure, steps, lengths=None):
     "Sums over one batch: (effects [n_layers * n_heads], difference of the metric)."
-    logits, z_neg = collect_z(model, negatives)
+    logits, z_neg = collect_z(model, negatives, lengths)
     corrupted, kept = measure(logits).sum().item(), []
-    if steps is None: clean, z, grad = z_gradients(model, positives, measure)
+    if steps is None: clean, z, grad = z_gradients(model, positives, measure, lengths=lengths)
     else:
         _embeddings(model, negatives, kept)
-        path = [z_gradients(model, positives, measure, lambda x, k=k: kept[0] + k/steps*(x - kept[0])) for k in range(1, steps+1)]
+        path = [z_gradients(model, positives, measure, lambda x, k=k: kept[0] + k/steps*(x - kept[0]), lengths) for k in range(1, steps+1)]
         (clean, z, _), grad = path[-1], sum(g for *_, g in path)/steps
     effect = ((z - z_neg)*grad).sum((1, 2, 4)).flatten().double().cpu().numpy()
     return effect, clean.sum().item() - corrupted

@@ -14,7 +14,7 @@ import numpy as np, torch
 from .core import *
 from .batches import pair_batches
 from .models import as_ids, behind_end, forward, last_logits, write_matrix, model_identity, _z_hooks
-from .patching import pair_buckets
+from .patching import check_pairs
 
 # %% ../nbs/14_flow.ipynb #68040f5e
 def _diff(x): return x[:len(x)//2] - x[len(x)//2:]
@@ -131,7 +131,7 @@ def check_flow(
         lacks = [h for h in ('attn.hook_pattern', 'attn.hook_q', 'attn.hook_k', 'attn.hook_v', *['mlp.hook_pre', 'mlp.out.hook_in']*hasattr(b, 'mlp')) if f'blocks.{l}.{h}' not in hooks]
         if lacks:
             raise InputError(f"the difference cannot be followed through layer {l} of this model (no '{lacks[0]}' in {type(b.mlp if 'mlp' in lacks[0] else b.attn).__name__}): expected attention and a plain or gated MLP. Score by codes alone: score='unique codes'.")
-    try: task and next(iter(pair_buckets(model, task, 1, answers=False)))
+    try: task and check_pairs(model, task, answers=False)
     except InputError as e: raise InputError(f"{e} Or score by codes alone: score='unique codes'.") from None
 
 def _multiplier(block): # of what attention and MLP write, in Granite

@@ -10,7 +10,7 @@ import contextlib
 
 import torch
 from .core import *
-from .models import as_ids, keys_values, first_positions, last_logits
+from .models import as_ids, behind_end, forward, keys_values, first_positions, last_logits
 
 # %% ../nbs/09_rerun.ipynb #9191aea7
 @torch.no_grad()
@@ -18,20 +18,22 @@ def run_edited(
     model, # A TransformerLens bridge
     ids, # Token ids, int [batch, position]
     edit, # Called as `edit(layer, z)` with raw `z` [batch, position, n_heads, d_head]; returns a new `z`, or None to leave it
+    lengths=None, # How long each row is, int [batch], where rows are filled up behind their ends
 )->torch.Tensor: # Logits at the last position, float32 [batch, d_vocab]
     "One forward pass of the whole model in which `edit` may change the output of any head."
     def hook(layer): return lambda z, hook: edit(layer, z)
     with model.hooks(fwd_hooks=[(f'blocks.{l}.attn.hook_z', hook(l)) for l in range(model.cfg.n_layers)]):
-        return last_logits(model.original_model(as_ids(model, ids), logits_to_keep=1))
+        return last_logits(forward(model, ids, behind := behind_end(ids, lengths)), behind)
 
 @torch.no_grad()
 def collect_z(
     model, # A TransformerLens bridge
     ids, # Token ids, int [batch, position]
+    lengths=None, # How long each row is, int [batch], where rows are filled up behind their ends
 )->tuple: # Logits at the last position, float32 [batch, d_vocab]; raw `z` of every layer, [layer, batch, position, n_heads, d_head]
     "One forward pass that keeps the output of every head at every position."
     kept = {}
-    logits = run_edited(model, ids, lambda layer, z: kept.update({layer: z.detach().clone()}))
+    logits = run_edited(model, ids, lambda layer, z: kept.update({layer: z.detach().clone()}), lengths)
     return logits, torch.stack([kept[l] for l in range(model.cfg.n_layers)])
 
 # %% ../nbs/09_rerun.ipynb #8bacc178
