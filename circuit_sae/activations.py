@@ -136,7 +136,6 @@ def cache_head_acts(
     begun:PooledZ=None, # Of the same model, task and pool, with some pairs done
 )->HeadActs: # On the CPU, whatever the model is on
     "Every head's pooled output on every example of a task, and how the model did on them."
-    if batch_size < 1: raise InputError(f'batch_size must be at least 1, got {batch_size}.')
     pooled, W = begun or PooledZ(model, task, pool), write_matrices(model)
     tokens = pooled.tokens
     check_writes(model, [tokens.ids[0]], W=W)

@@ -50,6 +50,7 @@ def pair_batches(
     only=None, # Which pairs, int [pair]; default: all
 )->list: # `PairBatch`es
     "Few batches of pairs, those of similar length together."
+    if batch_size < 1: raise InputError(f'batch_size must be at least 1, got {batch_size}.')
     n = len(tokens.ids)//2
     shape = [(len(p), len(q), first_difference(p, q)) for p, q in zip(tokens.ids[:n], tokens.ids[n:])]
     order = np.array(sorted(range(n) if only is None else only, key=lambda i: shape[i]), dtype=int)

@@ -48,7 +48,7 @@ class DiscreteSAE(nn.Module):
     @torch.no_grad()
     def constrain(self):
         "Bring both weight matrices to unit norm in place."
-        self.W_enc.copy_(normalize(self.W_enc, dim=0)); self.W_dec.copy_(normalize(self.W_dec, dim=self.dec_axis))
+        for W, axis in (self.W_enc, 0), (self.W_dec, self.dec_axis): W.div_(W.norm(dim=axis, keepdim=True).clamp_min_(1e-12))
 
     def encode(self, x): # x float [..., d_in] to activations of the latents, float [..., d_sae]
         return torch.relu((x - self.b_dec) @ normalize(self.W_enc, dim=0) + self.b_enc)
@@ -141,6 +141,8 @@ def draw_examples(
 def _tangent(grad, W, axis): # what is left of a gradient behind `normalize(W)`, `W` of unit norm along `axis`
     return grad - W*(grad*W).sum(axis, keepdim=True)
 
+def _square(x): return (x := x.flatten()) @ x # sum of squares
+
 def _before_relu(sae, x): # [point, d_sae], for weights of unit norm; the input's bias folded into theirs
     return torch.addmm(sae.b_enc - sae.b_dec@sae.W_enc, x, sae.W_enc)
 
@@ -162,14 +164,14 @@ def sae_gradients(
     total, squares, n = sums or point_sums(x)
     a = _before_relu(sae, x).relu_()
     points, latents = (a.sum(axis).nonzero().squeeze(1) for axis in (1, 0)) # that fire; of no points too
-    a, centred, Df = a[points][:, latents], x[points] - b, D[latents]
-    silent = squares - 2*(b@total) + n*(b@b) - centred.pow(2).sum() # squared error where nothing fires
+    a, centred, Df = a.index_select(0, points).index_select(1, latents), x.index_select(0, points).sub_(b), D.index_select(0, latents)
+    silent = squares - 2*(b@total) + n*(b@b) - _square(centred) # squared error where nothing fires
     error = torch.addmm(centred, a, Df, alpha=-1)
-    loss = (error.pow(2).sum() + silent)/(n*d) + l1_coefficient*a.sum()/n
+    loss = (_square(error) + silent)/(n*d) + l1_coefficient*a.sum()/n
     g = error.mul_(-2/(n*d)) # by the reconstruction
     ga = torch.mm(g, Df.T).add_(l1_coefficient/n).mul_(a > 0) # by what the encoder gives before its ReLU
     gE, gD, gb = (torch.zeros_like(p) for p in (E, D, sae.b_enc))
-    gE[:, latents], gD[latents], gb[latents] = centred.T@ga, a.T@g, ga.sum(0)
+    gE.index_copy_(1, latents, centred.T@ga); gD.index_copy_(0, latents, a.T@g); gb.index_copy_(0, latents, ga.sum(0))
     sae.W_enc.grad, sae.W_dec.grad, sae.b_enc.grad = _tangent(gE, E, 0), _tangent(gD, D, sae.dec_axis), gb
     sae.b_dec.grad = g.sum(0) - 2/(n*d)*(total - n*b - centred.sum(0)) - E@gb
     return loss.item()
