@@ -3,10 +3,12 @@ import numpy as np, pytest, torch
 from transformers import (AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, GPTNeoXConfig, GraniteConfig, LlamaConfig, MixtralConfig, Olmo2Config,
                           PhiConfig, Qwen3Config)
 from circuit_sae.core import InputError
-from circuit_sae.prompts import induction_task
+from circuit_sae.tasks import Task
+from circuit_sae.prompts import induction_task, ioi_task
 from circuit_sae.models import load_model, run, tiny_tokenizer
 from circuit_sae.patching import pair_buckets
 from circuit_sae.attribution import z_gradients
+from circuit_sae.activations import cache_head_acts
 from circuit_sae.flow import difference_flow
 from circuit_sae.find import find_circuit
 
@@ -43,6 +45,17 @@ def test_it_follows_every_build(name, tmp_path):
     assert np.corrcoef(by_gradients(model, task).ravel(), flow.by_pair.ravel())[0, 1] > .6 # a random model is far from linear: most are above .9, OLMo 2 is the last
     later = np.repeat(np.arange(3), 4)
     assert not flow.between[later[:, None] >= later[None]].any() and flow.between.any()
+
+@pytest.mark.parametrize('name', BUILDS)
+def test_filling_up_changes_nothing(name, tmp_path):
+    "Pairs of different lengths in one pass come out as each of them by itself, activations and flow."
+    model, task = random_model(BUILDS[name], tmp_path), ioi_task(n=5)
+    assert len({len(ids) for ids in task.tokens(model).ids}) > 2
+    acts, flow = cache_head_acts(model, task), difference_flow(model, task, edges=True)
+    for i, example in enumerate(task.examples):
+        alone = Task('alone', [example]*2)
+        torch.testing.assert_close(acts.z[[i, i + 5]], cache_head_acts(model, alone).z[[0, 2]], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(flow.by_pair[i], difference_flow(model, alone).by_pair[0], atol=2e-3)
 
 def test_it_refuses_what_it_cannot_follow(tmp_path):
     model, task = random_model(MixtralConfig(**gqa, num_local_experts=4), tmp_path), induction_task(n=6)
