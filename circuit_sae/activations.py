@@ -138,7 +138,7 @@ def cache_head_acts(
     "Every head's pooled output on every example of a task, and how the model did on them."
     pooled, W = begun or PooledZ(model, task, pool), write_matrices(model)
     tokens = pooled.tokens
-    check_writes(model, [tokens.ids[0][:8]], W=W)
+    check_writes(model, [tokens.ids[0]], W=W)
     for batch in progress(pair_batches(tokens, batch_size, only=pooled.missing), f'{task.name}: activations', unit='batch'): pooled.run(model, batch)
     return HeadActs(pooled.z, W.cpu(), tokens.is_positive, _made_from(model, task, pool), Behaviour(pooled.judged, tokens.is_positive, task.name))
 

@@ -11,7 +11,7 @@ from .core import *
 from .behaviour import get_metric
 from .batches import pair_batches
 from .patching import check_pairs
-from .models import as_ids, behind_end, forward, last_logits
+from .models import behind_end, forward, last_logits
 from .rerun import collect_z
 
 # %% ../nbs/11_attribution.ipynb #90bca438
@@ -76,4 +76,4 @@ def _attribute(model, positives, negatives, measure, steps, lengths=None):
 def _embeddings(model, ids, kept):
     "Append the token embeddings of `ids` to `kept`."
     with model.hooks(fwd_hooks=[('embed.hook_out', lambda x, hook: kept.append(x.detach()))]):
-        model.original_model(as_ids(model, ids), logits_to_keep=1)
+        forward(model, ids)

@@ -13,7 +13,7 @@ import numpy as np, torch
 from torch.nn.functional import normalize
 from .core import *
 from .tasks import first_difference
-from .models import as_ids, last_logits, write_matrices, model_identity, _post_norm
+from .models import forward, last_logits, write_matrices, model_identity, _post_norm
 from .behaviour import get_metric
 from .rerun import collect_z
 from .patching import pair_buckets
@@ -32,7 +32,7 @@ def _write_gradients(model, ids, metric):
     for p in wanted: p.requires_grad_(False)
     try:
         with torch.enable_grad(), model.hooks(fwd_hooks=hooks):
-            m = metric(last_logits(model.original_model(as_ids(model, ids), logits_to_keep=1)))
+            m = metric(last_logits(forward(model, ids)))
             grads = torch.autograd.grad(m.sum(), [zeros[l] for l in range(L)])
     finally:
         for p in wanted: p.requires_grad_(True)

@@ -235,10 +235,9 @@ def run_pairs(
     start = min(map(first_difference, ids, others) if lengths is None else (first_difference(a[:n], b[:m]) for a, b, n, m in zip(ids, others, *lengths)))
     out = _forward(model, ids, on_z, own)
     kv, logits = keys_values(out, model.cfg.n_layers, len(ids[0])) if start else None, last_logits(out, own)
-    cache = None if kv is None else first_positions(kv, slice(None), start)
+    rest, cache = (others, {}) if kv is None else (np.asarray(others)[:, start:], dict(past_key_values=first_positions(kv, slice(None), start)))
     del out, kv # so that what is held of a layer goes when the cache replaces it
-    if cache is None: return logits, last_logits(_forward(model, others, on_rest, other), other)
-    return logits, last_logits(_forward(model, np.asarray(others)[:, start:], on_rest, other, past_key_values=cache), other)
+    return logits, last_logits(_forward(model, rest, on_rest, other, **cache), other)
 
 # %% ../nbs/04_models.ipynb #2e0df893
 @torch.inference_mode()
