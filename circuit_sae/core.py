@@ -23,85 +23,103 @@ class InputError(ValueError):
 # %% ../nbs/00_core.ipynb #bf9465f5
 @contextlib.contextmanager
 def refuses(
-    contains:str='', # Text that the message must contain
+    contains: str = '',  # Text that the message must contain
 ):
     "Show the `InputError` that the block must raise; raise `AssertionError` if it raises none."
-    try: yield
+    try:
+        yield
     except InputError as e:
         assert contains in str(e), f'the message does not say {contains!r}: {e}'
         print(f'InputError: {e}')
-    else: raise AssertionError('expected an InputError, none was raised')
+    else:
+        raise AssertionError('expected an InputError, none was raised')
 
 # %% ../nbs/00_core.ipynb #2382f057
 def one_of(
-    name:str, # What the user gave
-    names, # The names that exist
-    what:str, # What is being named, for the message: 'task', 'model'
-)->str:
+    name: str,  # What the user gave
+    names,  # The names that exist
+    what: str,  # What is being named, for the message: 'task', 'model'
+) -> str:
     "`name` if it is one of `names`, else an `InputError` with the nearest of them."
     names = list(names)
-    if name in names: return name
+    if name in names:
+        return name
     near = difflib.get_close_matches(str(name).lower(), [str(n).lower() for n in names], n=1, cutoff=0.5)
-    hint = f" Did you mean '{next(n for n in names if str(n).lower()==near[0])}'?" if near else ''
+    hint = f" Did you mean '{next(n for n in names if str(n).lower() == near[0])}'?" if near else ''
     known = [f"'{n}'" if any(',' in str(m) for m in names) else str(n) for n in names]
     raise InputError(f"unknown {what} '{name}'.{hint} Known: {', '.join(known)}.")
 
 # %% ../nbs/00_core.ipynb #afdd7140
 class Head(NamedTuple):
     "One attention head, zero-based; prints as `L9H9`, compares and hashes as the pair `(layer, head)`."
-    layer:int
-    head:int
-    def __str__(self): return f'L{self.layer}H{self.head}'
+
+    layer: int
+    head: int
+
+    def __str__(self):
+        return f'L{self.layer}H{self.head}'
+
     __repr__ = __str__
 
 # %% ../nbs/00_core.ipynb #e9a41bc6
 def parse_head(
-    x, # `'L9H6'`, `'9.6'`, `'a9.h6'`, `(9, 6)` or a `Head`
-)->Head: # The head; raises `InputError` for anything else
+    x,  # `'L9H6'`, `'9.6'`, `'a9.h6'`, `(9, 6)` or a `Head`
+) -> Head:  # The head; raises `InputError` for anything else
     "Read one head in any of the usual spellings."
     if isinstance(x, str):
         m = re.fullmatch(r'\s*[aAlL]?(\d+)\s*[.,hH]\s*[hH]?(\d+)\s*', x)
-        if m: return Head(int(m[1]), int(m[2]))
+        if m:
+            return Head(int(m[1]), int(m[2]))
     elif isinstance(x, (tuple, list)) and len(x) == 2:
         with contextlib.suppress(TypeError, ValueError):
-            layer, head = int(x[0]), int(x[1])
-            if (layer, head) == tuple(x) and layer >= 0 and head >= 0: return Head(layer, head)
+            layer = int(x[0])
+            head = int(x[1])
+            if (layer, head) == tuple(x) and layer >= 0 and head >= 0:
+                return Head(layer, head)
     raise InputError(f"cannot read {x!r} as a head. Expected 'L9H6', '9.6', 'a9.h6' or (9, 6).")
 
 # %% ../nbs/00_core.ipynb #6b559017
 def all_heads(
-    n_layers:int, # Layers of the model
-    n_heads:int, # Heads in each layer
-)->list: # `n_layers * n_heads` heads, layer by layer
+    n_layers: int,  # Layers of the model
+    n_heads: int,  # Heads in each layer
+) -> list:  # `n_layers * n_heads` heads, layer by layer
     "Every head of a model, in the order of the score arrays."
     return [Head(l, h) for l in range(n_layers) for h in range(n_heads)]
 
 # %% ../nbs/00_core.ipynb #67e73457
 def head_index(
-    h, # A head in any spelling
-    n_layers:int, # Layers of the model
-    n_heads:int, # Heads in each layer
-)->int: # Raises `InputError` when the model has no such head
+    h,  # A head in any spelling
+    n_layers: int,  # Layers of the model
+    n_heads: int,  # Heads in each layer
+) -> int:  # Raises `InputError` when the model has no such head
     "Where a head stands in the score arrays."
     h = parse_head(h)
     if h.layer >= n_layers or h.head >= n_heads:
-        raise InputError(f'there is no head {h}: the model has {n_layers} layers (0 to {n_layers-1}) of {n_heads} heads (0 to {n_heads-1}).')
-    return h.layer*n_heads + h.head
+        raise InputError(
+            f'there is no head {h}: the model has {n_layers} layers (0 to {n_layers - 1}) of {n_heads} heads (0 to {n_heads - 1}).'
+        )
+    return h.layer * n_heads + h.head
 
 # %% ../nbs/00_core.ipynb #5d72d410
 def check_writable(
-    folder, # A folder; made if need be
-)->Path:
+    folder,  # A folder; made if need be
+) -> Path:
     "The folder, ready to be written into; `InputError` if it cannot be."
     folder = Path(folder)
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f"cannot create the folder '{folder}': {e.strerror}. Choose another one.") from e
-    if not os.access(folder, os.W_OK): raise InputError(f"cannot write into '{folder}': permission denied. Choose another folder or change its permissions.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"cannot create the folder '{folder}': {e.strerror}. Choose another one.") from e
+    if not os.access(folder, os.W_OK):
+        raise InputError(
+            f"cannot write into '{folder}': permission denied. Choose another folder or change its permissions."
+        )
     return folder
 
+# %% ../nbs/00_core.ipynb #52e6b438
 @contextlib.contextmanager
 def whole_file(
-    path, # Where the file shall be
+    path,  # Where the file shall be
 ):
     "A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not."
     path = Path(path)
@@ -111,82 +129,101 @@ def whole_file(
         yield Path(tmp)
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
-    finally: Path(tmp).unlink(missing_ok=True)
+    finally:
+        Path(tmp).unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #a3bb3a94
 def save_json(
-    path, # Where to write
-    obj, # Anything JSON can hold; heads and arrays become lists
+    path,  # Where to write
+    obj,  # Anything JSON can hold; heads and arrays become lists
 ):
     "Write `obj` as indented JSON, whole or not at all."
+
     def plain(o):
-        if isinstance(o, (np.ndarray, np.generic)): return o.tolist()
+        if isinstance(o, (np.ndarray, np.generic)):
+            return o.tolist()
         return str(o)
-    with whole_file(path) as p: p.write_text(json.dumps(obj, indent=1, default=plain, ensure_ascii=False) + '\n')
+
+    with whole_file(path) as p:
+        p.write_text(json.dumps(obj, indent=1, default=plain, ensure_ascii=False) + '\n')
 
 # %% ../nbs/00_core.ipynb #494ed435
 def load_json(
-    path, # A file written by `save_json`
+    path,  # A file written by `save_json`
 ):
     "Read a JSON file; an `InputError` names the file and line where it is broken."
     path = Path(path)
-    if not path.is_file(): raise InputError(f"no file '{path}'.")
-    try: return json.loads(path.read_text())
-    except json.JSONDecodeError as e: raise InputError(f"'{path}' is not JSON: line {e.lineno}, {e.msg}.") from e
+    if not path.is_file():
+        raise InputError(f"no file '{path}'.")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise InputError(f"'{path}' is not JSON: line {e.lineno}, {e.msg}.") from e
 
 # %% ../nbs/00_core.ipynb #74cbd5fd
 def read_tensors(
-    path, # A `.safetensors` file
-    kind:str, # What its format must be called
-    what:str, # The same for the reader of an error
-): # (arrays by name, what they were made from); raises `InputError` when the file is another one or cannot be read
+    path,  # A `.safetensors` file
+    kind: str,  # What its format must be called
+    what: str,  # The same for the reader of an error
+):  # (arrays by name, what they were made from); raises `InputError` when the file is another one or cannot be read
     "Arrays and record of a file that this package saved."
     from safetensors import safe_open
-    if not Path(path).is_file(): raise InputError(f"no file '{path}'.")
+
+    if not Path(path).is_file():
+        raise InputError(f"no file '{path}'.")
     try:
-        with safe_open(path, 'numpy') as f: meta, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except Exception as e: raise InputError(f"'{path}' cannot be read as safetensors ({e}). Delete it and make it again.") from e
-    if not meta.get('format', '').startswith(f'circuit_sae.{kind}'): raise InputError(f"'{path}' holds no {what} of circuit_sae.")
+        with safe_open(path, 'numpy') as f:
+            meta = f.metadata() or {}
+            arrays = {k: f.get_tensor(k) for k in f.keys()}
+    except Exception as e:
+        raise InputError(f"'{path}' cannot be read as safetensors ({e}). Delete it and make it again.") from e
+    if not meta.get('format', '').startswith(f'circuit_sae.{kind}'):
+        raise InputError(f"'{path}' holds no {what} of circuit_sae.")
     return arrays, json.loads(meta['made_from'])
 
 # %% ../nbs/00_core.ipynb #d0383b9b
-def cache_dir()->Path:
+def cache_dir() -> Path:
     "The folder for downloaded models: `$CIRCUIT_SAE_CACHE`, else `circuit_sae` in the user's cache directory."
-    return Path(os.environ.get('CIRCUIT_SAE_CACHE') or xdg_cache_home()/'circuit_sae')
+    return Path(os.environ.get('CIRCUIT_SAE_CACHE') or xdg_cache_home() / 'circuit_sae')
 
 # %% ../nbs/00_core.ipynb #72209f56
 def fingerprint(
-    *parts, # Strings, numbers, lists, dicts, arrays or tensors
-)->str: # 16 hex digits
+    *parts,  # Strings, numbers, lists, dicts, arrays or tensors
+) -> str:  # 16 hex digits
     "The first 64 bits of the SHA-256 of `parts`."
     h = hashlib.sha256()
     for p in parts:
-        if hasattr(p, 'detach'): p = p.detach().cpu().numpy()
+        if hasattr(p, 'detach'):
+            p = p.detach().cpu().numpy()
         if isinstance(p, np.ndarray):
-            h.update(f'{p.dtype}{p.shape}'.encode()); h.update(np.ascontiguousarray(p))
-        else: h.update(json.dumps(p, sort_keys=True, default=str).encode())
+            h.update(f'{p.dtype}{p.shape}'.encode())
+            h.update(np.ascontiguousarray(p))
+        else:
+            h.update(json.dumps(p, sort_keys=True, default=str).encode())
         h.update(b'\0')
     return h.hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #6072955e
 def versions(
-    *packages, # Names of packages; default: those that decide the numbers
-)->dict:
+    *packages,  # Names of packages; default: those that decide the numbers
+) -> dict:
     "Versions of Python, of this package and of `packages`, for the record of a run."
     packages = packages or ('circuit_sae', 'torch', 'transformer_lens', 'transformers', 'numpy')
     found = {'python': platform.python_version()}
     for p in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError): found[p] = metadata.version(p)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[p] = metadata.version(p)
     return found
 
 # %% ../nbs/00_core.ipynb #984c8698
 def progress(
-    it, # What to loop over
-    desc:str='', # What is going on, in a word or two
-    total:int=None, # Number of steps, when `it` has no length
-    unit:str='it', # What one step is
+    it,  # What to loop over
+    desc: str = '',  # What is going on, in a word or two
+    total: int = None,  # Number of steps, when `it` has no length
+    unit: str = 'it',  # What one step is
 ):
     "Loop over `it` with a progress bar that appears after two seconds."
     from tqdm.auto import tqdm
-    quiet = False if IN_NOTEBOOK else None # None: quiet where stderr is no terminal, so that log files stay readable
+
+    quiet = False if IN_NOTEBOOK else None  # None: quiet where stderr is no terminal, so that log files stay readable
     return tqdm(it, desc=desc, total=total, unit=unit, delay=2, leave=False, dynamic_ncols=True, disable=quiet)

@@ -5,8 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 import numpy as np, pytest
 from circuit_sae.core import InputError
-from circuit_sae.benchmark import benchmark, judge_table, leaderboard, load_table, paired
-from circuit_sae.planted import plant
+from circuit_sae.bench.benchmark import benchmark, judge_table, leaderboard, load_table, paired
+from circuit_sae.truth.planted import plant
 
 SCORERS = '''
 import os, time, numpy as np
@@ -51,7 +51,7 @@ def wait_for(what, seconds=60):
 def test_a_kill_loses_the_run_in_progress_and_no_other(tmp_path, slow_scorers, here):
     out, what = tmp_path/'out', dict(tasks='induction', models='planted', seeds=range(6), draws=(0, 1), n_pairs=5)
     script = tmp_path/'script.py'
-    script.write_text(f'import slow_scorers\nfrom circuit_sae.benchmark import benchmark\n'
+    script.write_text(f'import slow_scorers\nfrom circuit_sae.bench.benchmark import benchmark\n'
                       f'if __name__ == "__main__": benchmark(slow_scorers.slow, n_workers=1, out={str(out)!r}, **{what!r})')
     p = subprocess.Popen([sys.executable, script], start_new_session=True)
     try:
@@ -162,8 +162,8 @@ def test_a_truth_of_another_model_is_refused(tmp_path, here):
 
 def test_a_model_in_a_folder_and_a_task_in_a_file(tmp_path, here):
     from transformers import GPT2Config, GPT2LMHeadModel
-    from circuit_sae.models import tiny_tokenizer
-    from circuit_sae.prompts import ioi_task
+    from circuit_sae.models.load import tiny_tokenizer
+    from circuit_sae.data.prompts import ioi_task
     tokenizer, folder, pairs = tiny_tokenizer(), tmp_path/'model', tmp_path/'mine.jsonl'
     GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=4, n_embd=32, vocab_size=len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

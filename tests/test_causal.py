@@ -1,13 +1,13 @@
 "Interventions on models of other makes: reruns, patching and paths agree with the whole model run from its first layer."
 import numpy as np, pytest, torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, GraniteConfig, LlamaConfig, Olmo2Config
-from circuit_sae.behaviour import get_metric
-from circuit_sae.models import quietly, load_model, run, tiny_tokenizer
-from circuit_sae.patching import Substitutes, pair_buckets, patch_heads
-from circuit_sae.paths import patch_paths
-from circuit_sae.attribution import attribute_heads
-from circuit_sae.prompts import ioi_task
-from circuit_sae.rerun import Midway, collect_z, run_edited
+from circuit_sae.models.behaviour import get_metric
+from circuit_sae.models.load import quietly, load_model, run, tiny_tokenizer
+from circuit_sae.causal.patching import Substitutes, pair_buckets, patch_heads
+from circuit_sae.causal.paths import patch_paths
+from circuit_sae.score.attribution import attribute_heads
+from circuit_sae.data.prompts import ioi_task
+from circuit_sae.models.rerun import Midway, collect_z, run_edited
 
 tokenizer = tiny_tokenizer()
 gqa = dict(vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
@@ -58,7 +58,7 @@ def test_paths_and_attribution_run(model, task):
 
 def test_gradient_is_the_slope_of_patching(model, task):
     "A head patched a little of the way moves the metric by as much of its attribution."
-    from circuit_sae.attribution import _attribute
+    from circuit_sae.score.attribution import _attribute
     tokens, (pairs, positives, negatives) = task.tokens(model), next(pair_buckets(model, task))
     measure = lambda logits: tokens.measure(get_metric('logit_diff'), logits, pairs)
     effect, _ = _attribute(model, positives, negatives, measure, None)

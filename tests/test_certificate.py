@@ -1,15 +1,15 @@
 "The certificate: broken tasks are refused for their own reason, the page is whole and needs nothing else, and the command says it by its exit status."
 import json, re, xml.etree.ElementTree as ET
 import numpy as np, pytest
-from circuit_sae.audit import STAGES, Audit, Reason, pairs_needed, prompts_sha256
-from circuit_sae.certificate import Certificate, certify, load_certificate
+from circuit_sae.trust.audit import STAGES, Audit, Reason, pairs_needed, prompts_sha256
+from circuit_sae.trust.certificate import Certificate, certify, load_certificate
 from circuit_sae.cli import main
 from circuit_sae.core import InputError, all_heads
 from circuit_sae.find import find_circuit
-from circuit_sae.models import load_model
-from circuit_sae.planted import plant
-from circuit_sae.prompts import ioi_task
-from circuit_sae.tasks import Task
+from circuit_sae.models.load import load_model
+from circuit_sae.truth.planted import plant
+from circuit_sae.data.prompts import ioi_task
+from circuit_sae.data.tasks import Task
 
 BROKEN = dict(cannot=lambda exs: [e._replace(answer=e.wrong, wrong=e.answer) for e in exs],
               same=lambda exs: [e._replace(negative=e.positive) for e in exs],
@@ -99,7 +99,7 @@ def test_saved_and_read_back(good, tmp_path):
     with pytest.raises(InputError, match='no certificate'): load_certificate(tmp_path/'other.json')
 
 def test_a_failed_save_leaves_no_file(good, tmp_path, monkeypatch):
-    monkeypatch.setattr('circuit_sae.certificate._picture', lambda c: 1/0)
+    monkeypatch.setattr('circuit_sae.trust.certificate._picture', lambda c: 1/0)
     with pytest.raises(ZeroDivisionError): good.to_html(tmp_path/'page.html')
     assert not list(tmp_path.iterdir())
 
@@ -141,7 +141,7 @@ def command(tmp_path, task, capsys, *more):
 
 @pytest.fixture
 def model_folder(tmp_path):
-    from circuit_sae.models import tiny_tokenizer
+    from circuit_sae.models.load import tiny_tokenizer
     from transformers import GPT2Config, GPT2LMHeadModel
     tokenizer = tiny_tokenizer()
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=4, n_positions=64)).save_pretrained(tmp_path/'model')
@@ -163,6 +163,6 @@ def test_command_says_few_of_six_prompts(model_folder, capsys):
 
 def test_command_certifies_with_status_0(good, found, planted, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('circuit_sae.cli._found', lambda *_: (planted.model, found))
-    monkeypatch.setattr('circuit_sae.certificate.certify', lambda *_, **kw: good)
+    monkeypatch.setattr('circuit_sae.trust.certificate.certify', lambda *_, **kw: good)
     status, said, cert = command(tmp_path, 'ioi', capsys, '--n', '4')
     assert status == 0 and cert == good and '# Certified' in said.out

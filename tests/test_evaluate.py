@@ -1,4 +1,4 @@
-"Every figure of `circuit_sae.evaluate` against scikit-learn or brute force, on scores full of ties."
+"Every figure of `circuit_sae.truth.evaluate` against scikit-learn or brute force, on scores full of ties."
 import itertools, warnings
 
 import numpy as np, pytest
@@ -6,8 +6,8 @@ from hypothesis import given, settings, strategies as st
 from sklearn import metrics
 
 from circuit_sae.core import InputError
-from circuit_sae.evaluate import *
-from circuit_sae.references import reference, reference_edges, references
+from circuit_sae.truth.evaluate import *
+from circuit_sae.truth.references import reference, reference_edges, references
 
 many = settings(deadline=None, derandomize=True, database=None, max_examples=200)
 

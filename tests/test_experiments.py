@@ -2,8 +2,8 @@
 import os, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 import pytest
-from circuit_sae.benchmark import load_table
-from circuit_sae.experiments import EXPERIMENTS, experiment_table, run_experiment, verdict
+from circuit_sae.bench.benchmark import load_table
+from circuit_sae.bench.experiments import EXPERIMENTS, experiment_table, run_experiment, verdict
 
 def test_without_the_hub_the_paper_ends_in_one_line(tmp_path):
     env = {**os.environ, 'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HOME': str(tmp_path/'hub')}

@@ -3,13 +3,13 @@ import numpy as np, pytest, torch
 from transformers import (AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, GPTNeoXConfig, GraniteConfig, LlamaConfig, MixtralConfig, Olmo2Config,
                           PhiConfig, Qwen3Config)
 from circuit_sae.core import InputError
-from circuit_sae.tasks import Task
-from circuit_sae.prompts import induction_task, ioi_task
-from circuit_sae.models import load_model, run, tiny_tokenizer
-from circuit_sae.patching import pair_buckets
-from circuit_sae.attribution import z_gradients
-from circuit_sae.activations import cache_head_acts
-from circuit_sae.flow import difference_flow
+from circuit_sae.data.tasks import Task
+from circuit_sae.data.prompts import induction_task, ioi_task
+from circuit_sae.models.load import load_model, run, tiny_tokenizer
+from circuit_sae.causal.patching import pair_buckets
+from circuit_sae.score.attribution import z_gradients
+from circuit_sae.codes.activations import cache_head_acts
+from circuit_sae.score.flow import difference_flow
 from circuit_sae.find import find_circuit
 
 tokenizer = tiny_tokenizer()
@@ -64,8 +64,8 @@ def test_it_refuses_what_it_cannot_follow(tmp_path):
 
 def test_it_says_when_something_is_lost(monkeypatch):
     "A model that multiplies what heads write by something unknown to the sweep is told from one that does not."
-    import circuit_sae.flow as room
-    from circuit_sae.models import tiny_model
+    import circuit_sae.score.flow as room
+    from circuit_sae.models.load import tiny_model
     model, task, through = tiny_model(), induction_task(n=4), room._through_mlp
     monkeypatch.setattr(room, '_through_mlp', lambda *a: 40*through(*a))
     with pytest.warns(UserWarning, match='Do not trust its scores'): difference_flow(model, task)

@@ -2,10 +2,10 @@
 import numpy as np, pytest, torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 from circuit_sae.core import InputError
-from circuit_sae.tasks import Encoder
-from circuit_sae.prompts import ioi_task
-from circuit_sae.models import auto_dtype, check_writes, load_model, model_identity, run, run_pairs, tiny_tokenizer, write_matrices
-from circuit_sae.activations import cache_head_acts
+from circuit_sae.data.tasks import Encoder
+from circuit_sae.data.prompts import ioi_task
+from circuit_sae.models.load import auto_dtype, check_writes, load_model, model_identity, run, run_pairs, tiny_tokenizer, write_matrices
+from circuit_sae.codes.activations import cache_head_acts
 from circuit_sae.find import find_circuit
 
 CONFIGS = dict(llama=LlamaConfig, gemma2=Gemma2Config) # Gemma 2: a norm after attention, and the output weights tied to the embedding

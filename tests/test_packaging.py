@@ -36,7 +36,7 @@ def test_wheel_from_source_archive(copy, tmp_path, settings):
         points = configparser.ConfigParser(delimiters=['='])
         points.read_string(z.read(f'{info}/entry_points.txt').decode())
     assert {p.relative_to(ROOT).as_posix() for p in [*(ROOT/'circuit_sae').glob('*.py'), *(ROOT/'circuit_sae/data').rglob('*.*')]} <= names
-    assert {'circuit_sae/data/circuits.json', *(f'circuit_sae/assets/viewer.{end}' for end in ('html', 'css', 'js'))} <= names
+    assert {'circuit_sae/assets/circuits.json', *(f'circuit_sae/assets/viewer.{end}' for end in ('html', 'css', 'js'))} <= names
     assert not [n for n in names if not n.startswith(('circuit_sae/', info))]
     assert points['console_scripts']['circuit_sae'] == 'circuit_sae.cli:main'
     assert meta['Version'] == settings['version'] and meta['License'] == 'Apache-2.0' and meta['Requires-Python'] == f">={settings['min_python']}"

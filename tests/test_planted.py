@@ -1,10 +1,10 @@
 "Planted circuits over many seeds and shapes: the model does its task, and the truth is true."
 import numpy as np, pytest, torch
 
-from circuit_sae.behaviour import *
+from circuit_sae.models.behaviour import *
 from circuit_sae.core import InputError, all_heads
-from circuit_sae.models import check_writes, model_identity, run
-from circuit_sae.planted import PLANTS, plant
+from circuit_sae.models.load import check_writes, model_identity, run
+from circuit_sae.truth.planted import PLANTS, plant
 
 families = pytest.mark.parametrize('family', PLANTS)
 

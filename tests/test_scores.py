@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from circuit_sae.core import InputError
-from circuit_sae.scores import node_scores, pair_counts, edge_scores, pair_head_counts
+from circuit_sae.score.unique_codes import node_scores, pair_counts, edge_scores, pair_head_counts
 
 def literal_nodes(codes, y):
     out = []
@@ -49,7 +49,7 @@ def test_equal_their_definition(lowest):
 
 @pytest.mark.parametrize('cells', [1, 60, 400])
 def test_pairs_do_not_depend_on_how_many_heads_fit_in_the_table(monkeypatch, cells):
-    monkeypatch.setattr('circuit_sae.scores._table_cells', cells)
+    monkeypatch.setattr('circuit_sae.score.unique_codes._table_cells', cells)
     @settings(max_examples=100, deadline=None)
     @given(labelled_codes(-1))
     def check(case): np.testing.assert_array_equal(pair_counts(*case), literal_pairs(*case))

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from circuit_sae import speed as room
-from circuit_sae.activations import cache_head_acts
+from circuit_sae.codes.activations import cache_head_acts
 from circuit_sae.core import InputError
-from circuit_sae.models import tiny_model
-from circuit_sae.prompts import ioi_task
-from circuit_sae.sae import train_sae
-from circuit_sae.scores import node_scores, pair_counts
-from circuit_sae.speed import STAGES, on_paper, speed
-from circuit_sae.timing import Row, SpeedTable, fresh_python, literal_node_scores, literal_pair_counts, literal_train, load_speed, peak_memory, race
+from circuit_sae.models.load import tiny_model
+from circuit_sae.data.prompts import ioi_task
+from circuit_sae.codes.sae import train_sae
+from circuit_sae.score.unique_codes import node_scores, pair_counts
+from circuit_sae.bench.speed import STAGES, on_paper, speed
+from circuit_sae.bench.timing import Row, SpeedTable, fresh_python, literal_node_scores, literal_pair_counts, literal_train, load_speed, peak_memory, race
 
 @pytest.fixture(scope='module')
 def tiny(): return tiny_model()

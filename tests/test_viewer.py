@@ -1,11 +1,11 @@
 "The exported page, opened from disk with the network off: every click answers as the Python getter does."
 import pytest
 from circuit_sae.find import find_circuit
-from circuit_sae.inspector import inspect
-from circuit_sae.models import tiny_model
-from circuit_sae.planted import plant
-from circuit_sae.tasks import Task
-import circuit_sae.viewer # gives the inspector its `to_html`
+from circuit_sae.show.inspector import inspect
+from circuit_sae.models.load import tiny_model
+from circuit_sae.truth.planted import plant
+from circuit_sae.data.tasks import Task
+import circuit_sae.show.viewer # gives the inspector its `to_html`
 
 @pytest.fixture(scope='module')
 def insp():
