@@ -9,8 +9,8 @@ __all__ = ['log_softmax', 'Circuit', 'check_choice', 'predict_circuit', 'load_ci
 from fastcore.basics import patch
 import numpy as np
 from .core import InputError, all_heads, head_index, load_json, one_of, parse_head, save_json
+from .score.association import describe_labellings, node_association
 from .score.unique_codes import NodeScores
-from .score.association import node_association, _labellings
 
 # %% ../nbs/03_circuit.ipynb #9ab10111
 def log_softmax(
@@ -175,7 +175,7 @@ def __repr__(self: Circuit):
     if s.get('top_k'):
         how = f'top_k={s["top_k"]}{", ties left out" if len(self) < s["top_k"] else ""}'
     elif s.get('fdr'):
-        how = f'associated with the labels at a false discovery rate of {s["fdr"]:g}, {_labellings(s["n_perm"], s["paired"])}'
+        how = f'associated with the labels at a false discovery rate of {s["fdr"]:g}, {describe_labellings(s["n_perm"], s["paired"])}'
     else:
         how = f'{"share of the sum" if s.get("over") == "sum" else "softmax over " + str(s.get("over"))} ≥ {s.get("threshold")}'
     by_layer = {}

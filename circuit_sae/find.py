@@ -10,12 +10,13 @@ import csv, inspect, time
 from pathlib import Path
 
 import numpy as np
-from .core import InputError, all_heads, check_writable, head_index, load_json, one_of, versions, whole_file
-from .score.flow import check_flow, difference_flow, load_flow, _made_from
+from .circuit import check_choice, predict_circuit
 from .codes.activations import POOLS, PooledZ, cache_head_acts, load_acts
-from .codes.sae import train_sae, load_sae
-from .score.unique_codes import EdgeScores, NodeScores, node_scores, edge_scores, pair_head_counts
-from .circuit import predict_circuit, check_choice
+from .codes.sae import load_sae
+from .codes.train import train_sae
+from .core import InputError, all_heads, check_writable, head_index, load_json, one_of, versions, whole_file
+from .score.flow import _made_from, check_flow, difference_flow, load_flow
+from .score.unique_codes import EdgeScores, NodeScores, edge_scores, node_scores, pair_head_counts
 
 # %% ../nbs/04_find.ipynb #396ed091
 PRESETS = {

@@ -67,5 +67,5 @@ def test_it_says_when_something_is_lost(monkeypatch):
     import circuit_sae.score.flow as room
     from circuit_sae.models.load import tiny_model
     model, task, through = tiny_model(), induction_task(n=4), room._through_mlp
-    monkeypatch.setattr(room, '_through_mlp', lambda *a: 40*through(*a))
+    monkeypatch.setattr(room, 'through_mlp', lambda *a: 40*through(*a))
     with pytest.warns(UserWarning, match='Do not trust its scores'): difference_flow(model, task)

@@ -10,7 +10,7 @@ from circuit_sae.models.load import tiny_model
 from circuit_sae.data.prompts import ioi_task
 from circuit_sae.codes.sae import train_sae
 from circuit_sae.score.unique_codes import node_scores, pair_counts
-from circuit_sae.bench.speed import STAGES, on_paper, speed
+from circuit_sae.bench.speed import SPEED_STAGES, on_paper, speed
 from circuit_sae.bench.timing import Row, SpeedTable, fresh_python, literal_node_scores, literal_pair_counts, literal_train, load_speed, peak_memory, race
 
 @pytest.fixture(scope='module')
@@ -45,7 +45,7 @@ def test_what_cannot_be_measured_says_why(table):
 
 def test_a_stage_that_fails_is_a_row(tiny, monkeypatch, tmp_path):
     def broken(c): raise ZeroDivisionError('by\nzero')
-    monkeypatch.setitem(STAGES, 'node scores', broken)
+    monkeypatch.setitem(SPEED_STAGES, 'node scores', broken)
     t = speed(tiny, 'ioi', 4, ['node scores'], out=tmp_path/'t.json')
     assert t['node scores'].note == 'ZeroDivisionError: by zero' and repr(load_speed(tmp_path/'t.json')) == repr(t)
 

@@ -8,18 +8,18 @@ __all__ = ['LEVELS', 'RULES', 'smallest', 'swapped', 'shuffled_runs', 'random_ru
 
 # %% ../../nbs/bench/07_calibration.ipynb #14bbb0c4
 import numpy as np, torch
+from ..circuit import predict_circuit
+from ..codes.activations import HeadActs, cache_head_acts
+from ..codes.train import train_sae
 from ..core import all_heads, head_index, one_of, progress
 from ..data.prompts import TASKS, get_task
+from ..find import preset_settings
 from ..models.load import tiny_model
+from ..score.association import node_association
+from ..score.unique_codes import NodeScores, node_scores
+from ..stats import adjust, wilson
 from ..truth.evaluate import best_f1, evaluate
 from ..truth.planted import PLANTS, plant
-from ..codes.activations import HeadActs, cache_head_acts
-from ..codes.sae import train_sae
-from ..score.unique_codes import NodeScores, node_scores
-from ..score.association import adjust, node_association
-from ..circuit import predict_circuit
-from ..find import preset_settings
-from ..trust.stability import wilson
 
 # %% ../../nbs/bench/07_calibration.ipynb #c3ca12fe
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)

@@ -10,11 +10,12 @@ import json
 from typing import NamedTuple
 
 import numpy as np
-from ..core import InputError, one_of
-from ..truth.references import published_figures
-from ..find import preset_settings
+from .benchmark import benchmark, leaderboard
 from .runs import read_spec
-from .benchmark import half_width, benchmark, leaderboard
+from ..core import InputError, one_of
+from ..find import preset_settings
+from ..stats import half_width
+from ..truth.references import published_figures
 
 # %% ../../nbs/bench/04_experiments.ipynb #e48d4ec7
 def _published(setting, task='ioi', n_pairs=250):

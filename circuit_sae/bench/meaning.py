@@ -10,11 +10,11 @@ import re
 from typing import NamedTuple
 
 import numpy as np, torch
+from ..codes.sae import layer_inputs
 from ..core import InputError, all_heads, head_index, progress
-from ..truth.references import truth_mask
-from ..codes.sae import _layer_inputs
 from ..score.unique_codes import NodeScores
-from ..score.association import adjust
+from ..stats import adjust
+from ..truth.references import truth_mask
 
 # %% ../../nbs/bench/08_meaning.ipynb #badb5fa9
 @torch.inference_mode()
@@ -25,7 +25,7 @@ def code_strength(
 ) -> np.ndarray:  # float32 [example]; 0 where no latent fires
     "Activation of the strongest latent of one head, the one that gives the code."
     layer, h = divmod(head_index(head, acts.n_layers, acts.n_heads), acts.n_heads)
-    return sae.encode(_layer_inputs(sae, acts, layer)[:, h]).max(-1).values.cpu().numpy()
+    return sae.encode(layer_inputs(sae, acts, layer)[:, h]).max(-1).values.cpu().numpy()
 
 # %% ../../nbs/bench/08_meaning.ipynb #e1e5240a
 def _log_odds(inside, has):  # bool [prompt], bool [word, prompt]

@@ -10,10 +10,10 @@ import json, warnings
 from typing import NamedTuple
 
 import numpy as np
+from .benchmark import _shape, benchmark, judge_table
+from .runs import read_spec
 from ..core import InputError
 from ..truth.references import published_figures, reference, references
-from .runs import read_spec
-from .benchmark import _shape, benchmark, judge_table
 
 # %% ../../nbs/bench/05_paper.ipynb #41c3c2d3
 _PAPER = {(12, 12): ('gpt2', ['ioi', 'greater_than']), (4, 8): ('attn-only-4l', ['docstring'])}

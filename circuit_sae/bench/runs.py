@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, torch
+from .scorers import Evidence, SCORERS, score_heads
 from ..core import InputError, fingerprint, one_of, versions, whole_file
-from ..data.tasks import Task, read_examples
 from ..data.prompts import TASKS, get_task
+from ..data.readers import read_examples
+from ..data.tasks import Task
 from ..models.load import MODELS, load_model, model_identity
 from ..truth.planted import PLANTS, plant
-from .scorers import SCORERS, Evidence, score_heads
 
 # %% ../../nbs/bench/01_runs.ipynb #e31595dc
 class Method(NamedTuple):

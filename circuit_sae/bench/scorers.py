@@ -14,18 +14,20 @@ import time
 from typing import NamedTuple
 
 import numpy as np, torch
-from ..core import InputError, one_of, progress
-from ..models.load import run, write_matrices
 from ..causal.patching import pair_buckets, patch_heads
+from ..circuit import log_softmax
+from ..codes.activations import cache_head_acts
+from ..codes.latents import attribute_codes
+from ..codes.sae import DiscreteSAE, encode_acts
+from ..codes.train import draw_examples, train_sae
+from ..core import InputError, one_of, progress
+from ..find import preset_settings
+from ..models.forward import run
+from ..models.writes import write_matrices
 from ..score.attribution import attribute_heads
 from ..score.flow import difference_flow
-from ..codes.activations import cache_head_acts
-from ..codes.sae import DiscreteSAE, train_sae, encode_acts, draw_examples
 from ..score.unique_codes import NodeScores, node_scores, pair_head_counts
-from ..circuit import log_softmax
-from ..codes.latents import attribute_codes
 from ..trust.diversity import held_out_scores
-from ..find import preset_settings
 
 # %% ../../nbs/bench/00_scorers.ipynb #8cd77e07
 class Cost(NamedTuple):

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np, torch
 from ..core import InputError, all_heads, fingerprint, head_index, one_of, progress, versions, whole_file
 from ..data.tasks import first_difference
-from ..models.load import model_identity
 from ..models.behaviour import get_metric
-from ..truth.references import effect_reference, effect_size, read_effects, share
+from ..models.load import model_identity
 from ..models.rerun import Midway, collect_z
+from ..stats import effect_size, share
+from ..truth.references import effect_reference, read_effects
 
 # %% ../../nbs/causal/00_patching.ipynb #35cff61a
 ABLATIONS = ['resample', 'mean', 'zero']

@@ -7,13 +7,15 @@ __all__ = ['INPUTS', 'PathEffects', 'patch_paths']
 
 # %% ../../nbs/causal/01_paths.ipynb #5026c629
 import numpy as np, torch
+from .patching import pair_buckets
 from ..core import InputError, head_index, parse_head, progress, save_json, versions
 from ..data.tasks import first_difference
-from ..models.load import run, write_matrices, model_identity
 from ..models.behaviour import get_metric
-from ..truth.references import measured_edges
+from ..models.forward import run
+from ..models.load import model_identity
 from ..models.rerun import Midway
-from .patching import pair_buckets
+from ..models.writes import write_matrices
+from ..truth.references import measured_edges
 
 # %% ../../nbs/causal/01_paths.ipynb #e72d1594
 INPUTS = ['q', 'k', 'v']

@@ -9,9 +9,10 @@ __all__ = ['Health', 'sae_health', 'code_agreement', 'Sweep', 'sweep_sae']
 from fastcore.basics import patch
 import numpy as np, torch
 from torch.nn.functional import normalize, one_hot
-from ..core import InputError, all_heads, progress
 from .activations import HeadActs
-from .sae import Codes, encode_acts, train_sae
+from .sae import Codes, encode_acts
+from .train import train_sae
+from ..core import InputError, all_heads, progress
 
 # %% ../../nbs/codes/03_health.ipynb #c265c9fc
 def _untold(

@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 import numpy as np, torch
 from torch.nn.functional import normalize
+from ..causal.patching import pair_buckets
 from ..core import InputError, fingerprint, head_index, progress, read_tensors, whole_file
 from ..data.tasks import first_difference
-from ..models.load import forward, last_logits, write_matrices, model_identity, _post_norm
 from ..models.behaviour import get_metric
+from ..models.forward import forward, last_logits
+from ..models.load import model_identity
 from ..models.rerun import collect_z
-from ..causal.patching import pair_buckets
+from ..models.writes import post_norm, write_matrices
 from ..score.flow import Flow
 
 # %% ../../nbs/codes/04_latents.ipynb #7740d8f7
@@ -163,7 +165,7 @@ def _scales(model, sae):
         raise InputError(f"the SAE reads width {sae.cfg['d_in']}, this model's heads write {D}: another model?")
     if len(sae.scale) not in (0, L * H):
         raise InputError(f'the SAE was scaled for {len(sae.scale)} heads, this model has {L * H}: another model?')
-    normed = [l for l, block in enumerate(model.blocks) if hasattr(block, 'attn') and _post_norm(block) is not None]
+    normed = [l for l, block in enumerate(model.blocks) if hasattr(block, 'attn') and post_norm(block) is not None]
     if normed:
         raise InputError(
             f'layer {normed[0]} puts a norm behind attention, so a latent has no gradient of its own there: use attribute_heads.'

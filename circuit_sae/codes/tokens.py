@@ -8,10 +8,10 @@ __all__ = ['code_bias', 'code_strengths', 'token_contributions', 'shares', 'toke
 # %% ../../nbs/codes/05_tokens.ipynb #3a30933b
 import numpy as np, torch
 from torch.nn.functional import normalize
+from .activations import pool_weights
 from ..core import InputError, progress
-from .activations import _pool_weights
-from ..models.load import run_pairs
 from ..data.tasks import Encoder, first_difference
+from ..models.forward import run_pairs
 
 # %% ../../nbs/codes/05_tokens.ipynb #44e49484
 def _readers(sae, acts):  # a list, layer by layer, of float32 [n_heads, d_head, d_sae]
@@ -64,7 +64,7 @@ def token_contributions(
     for pairs, *ids in progress(list(tokens.pairs(batch_size)), f'{found.task.name}: tokens', unit='batch'):
         rows = (pairs, pairs + found.task.n)
         shared = min(map(first_difference, *ids))
-        weights = [torch.from_numpy(_pool_weights(acts.made_from['pool'], i.shape[1], has_bos)) for i in ids]
+        weights = [torch.from_numpy(pool_weights(acts.made_from['pool'], i.shape[1], has_bos)) for i in ids]
         out = [np.zeros((len(pairs), codes.shape[1], i.shape[1]), dtype=np.float32) for i in ids]
 
         def add(k, layer, z, start):

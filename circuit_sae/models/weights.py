@@ -8,7 +8,6 @@ __all__ = ['smollm2_folder']
 # %% ../../nbs/models/00_weights.ipynb #c10b0020
 import contextlib, functools, hashlib, os, shutil, subprocess, sys, tempfile, zipfile
 from pathlib import Path
-
 from ..core import InputError, cache_dir, load_json, progress, save_json, versions
 
 # %% ../../nbs/models/00_weights.ipynb #31b051dc

@@ -7,11 +7,11 @@ __all__ = ['z_gradients', 'attribute_heads']
 
 # %% ../../nbs/score/02_attribution.ipynb #5bb181da
 import numpy as np, torch
-from ..core import InputError, progress
-from ..models.behaviour import get_metric
-from ..data.batches import pair_batches
 from ..causal.patching import check_pairs
-from ..models.load import behind_end, forward, last_logits
+from ..core import InputError, progress
+from ..data.batches import pair_batches
+from ..models.behaviour import get_metric
+from ..models.forward import behind_end, forward, last_logits
 from ..models.rerun import collect_z
 
 # %% ../../nbs/score/02_attribution.ipynb #90bca438

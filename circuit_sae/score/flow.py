@@ -11,135 +11,22 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np, torch
+from ..causal.patching import check_pairs
 from ..core import InputError, all_heads, fingerprint, head_index, one_of, progress, read_tensors, whole_file
 from ..data.batches import pair_batches
-from ..models.load import as_ids, behind_end, forward, last_logits, write_matrix, model_identity, _z_hooks
-from ..causal.patching import check_pairs
-
-# %% ../../nbs/score/01_flow.ipynb #68040f5e
-def _diff(x):
-    return x[: len(x) // 2] - x[len(x) // 2 :]
-
-
-def _mean(x):
-    return (x[: len(x) // 2] + x[len(x) // 2 :]) / 2
-
-
-def _ratio(a, b, eps=1e-8):
-    return torch.where(
-        b.abs() > eps, a / torch.where(b.abs() > eps, b, 1.0), 0.0
-    )  # 0 where there is nothing to divide by
-
-# %% ../../nbs/score/01_flow.ipynb #e2f80ca6
-class _Norm(NamedTuple):
-    gain: torch.Tensor  # [d_model]
-    centres: bool = False  # Takes the mean away?
-    scales: bool = False  # Divides by a root mean square?
-    eps: float = 0.0  # Added to the mean square
-
-# %% ../../nbs/score/01_flow.ipynb #a5aa3c81
-def _ask(norm, d_model, device):
-    "What a norm does."
-    x = torch.linspace(-1, 2, d_model, device=device)[None] + 0.1 * torch.randn(
-        1, d_model, generator=torch.Generator().manual_seed(0)
-    ).to(device)
-    zero = norm(torch.zeros_like(x))
-    y = norm(x) - zero
-    if torch.allclose(norm(2 * x) - zero, 2 * y, rtol=1e-3, atol=1e-6):
-        return _Norm(_ratio(y, x)[0].float())
-    centres = bool((norm(torch.ones_like(x)) - zero).abs().max() < 1e-2 * y.abs().max())
-    x = x - x.mean() if centres else x
-    gain = _ratio(y * x.pow(2).mean().sqrt(), x)[0].float()
-    small = 1e-4 * x  # where what is added counts
-    times = _ratio(((norm(small) - zero) * gain * small).sum(), (gain * small).pow(2).sum(), 0.0)
-    return _Norm(gain, centres, True, max(0.0, float(times**-2 - small.pow(2).mean())))
-
-# %% ../../nbs/score/01_flow.ipynb #93f448b3
-def _through_norm(u, x, norm, held=False):
-    "What `u` [pair, position, d_model] behind a norm is before it; `x` [2 pairs, position, d_model] is what it normalised. `held`: as if its scale did not change."
-    if norm is None:
-        return u
-    u = u * norm.gain
-    if norm.centres:
-        u = u - u.mean(-1, keepdim=True)
-        x = x - x.mean(-1, keepdim=True)
-    if not norm.scales:
-        return u
-    s = (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
-    mid = _mean(x)
-    if held:
-        return u / _mean(s)
-    pos, neg = s.clamp_min(1e-15).chunk(2)
-    return u * (1 / pos + 1 / neg) / 2 - mid * (mid * u).mean(-1, keepdim=True) * 2 / (pos * neg * (pos + neg))
-
-# %% ../../nbs/score/01_flow.ipynb #1f241107
-def _scale(kept, layer, norm):
-    "What the norm behind attention multiplies heads by, [2 pairs, position, 1, 1] beside its gain."
-    if norm is None:
-        return 1.0
-    x = kept['attn_out', layer] * norm.gain
-    y = kept['attn_normed', layer]  # y = scale * x
-    return _ratio((x * y).sum(-1), (x * x).sum(-1), 1e-30)[..., None, None]
-
-# %% ../../nbs/score/01_flow.ipynb #3929419e
-def _slopes(pre, post, linear=None):
-    "By how much each neuron hands on to its input or, where it is gated, to its gate and its input, [pair, position, neuron]; from activations [2 pairs, position, neuron]."
-    if linear is None:
-        return [_ratio(_diff(post), _diff(pre), 1e-4)]
-    act = _ratio(post, linear, 1e-6)
-    return [_mean(linear) * _ratio(_diff(act), _diff(pre), 1e-4), _mean(act)]
-
-
-def _through_mlp(mlp, u, slopes):
-    "What `u` [pair, position, d_model] behind an MLP is at its (normalised) input."
-    worth = u @ mlp.W_out.T  # of a unit of each neuron
-    return sum((worth * s) @ w.T for s, w in zip(slopes, [mlp.W_in] if len(slopes) == 1 else [mlp.W_gate, mlp.W_in]))
-
-# %% ../../nbs/score/01_flow.ipynb #af70b196
-def _attention_credit(A, g, v, q, k, start):
-    "What changed attention brought to each head [pair, position, head], for its query and, at every source from `start` on, for its key."
-    worth = torch.einsum('bphd,bqhd->bhpq', g, _mean(v))  # of a unit of attention
-    dA = _diff(A)
-    mA = _mean(A)
-    by_q, by_k = (
-        torch.einsum('bphd,bqhd->bhpq', *x) for x in ((_diff(q), _mean(k)), (_mean(q), _diff(k)))
-    )  # change of each score
-    by_q = by_q - (mA * by_q).sum(-1, keepdim=True)  # what a query changes at all sources alike moves no attention
-    by_q = (mA * by_q.abs()).sum(-1)
-    by_k = mA * by_k.abs()
-    share = _ratio((dA * worth).sum(-1), by_q + by_k.sum(-1))
-    return (share * by_q).transpose(1, 2), (share[..., None] * by_k).sum(2).transpose(1, 2)[:, start:]
-
-# %% ../../nbs/score/01_flow.ipynb #fe3b890b
-def _through_heads(attn, layer, kept, g, start, each=False):
-    "What heads' `z`, worth `g` [pair, position, head, d_head], is worth at their (normalised) input, [pair, position, head, d_model] or, unless for `each`, their sum."
-    H, d = g.shape[2:]
-
-    def heads(x):
-        return (x := x.reshape(*x.shape[:2], -1, d)).repeat_interleave(
-            H // x.shape[2], 2
-        )  # a key that several heads share stands once for each
-
-    q, k, v = (heads(kept[i, layer]) for i in 'qkv')
-    rotated = (heads(kept[at]) if (at := (f'rot_{i}', layer)) in kept else x for i, x in (('q', q), ('k', k)))
-    A = kept['pattern', layer]
-    for_q, for_k = _attention_credit(A, g, v, *rotated, start)
-
-    def own(x, credit):
-        return x * _ratio(credit, x.pow(2).sum(-1))[..., None]
-
-    at = (
-        own(_diff(q), for_q),
-        own(_diff(k)[:, start:], for_k),
-        torch.einsum('bhpq,bphd->bqhd', _mean(A)[..., start:], g),
-    )
-    W = attn.W_Q, attn.W_K, attn.W_V  # [heads, or keys that several heads share; d_model; d_head]
-    at = [
-        x.unflatten(2, (len(w), -1)) for x, w in zip(at, W)
-    ]  # [pair, position, key that several heads share, head, d_head]
-    if each:
-        return sum(torch.einsum('bpkhd,kmd->bpkhm', x, w).flatten(2, 3) for x, w in zip(at, W))
-    return sum(x.sum(3).flatten(2) @ w.transpose(1, 2).flatten(0, 1) for x, w in zip(at, W))
+from ..models.forward import as_ids, behind_end, forward, last_logits, z_hooks
+from ..models.load import model_identity
+from ..models.writes import write_matrix
+from circuit_sae.score.flow_rules import (
+    through_mlp,
+    measure_norm,
+    mlp_slopes,
+    norm_scale,
+    pair_diff,
+    safe_ratio,
+    through_heads,
+    through_norm,
+)
 
 # %% ../../nbs/score/01_flow.ipynb #a89e39ab
 _SITES = dict(
@@ -181,7 +68,7 @@ def _capture(model, ids, start=0, lengths=None, on_z=None):
         def hook(x, hook):
             kept[site, l] = x[part].clone().float().to(ids.device)
             if site == 'post':
-                kept['slopes', l] = _slopes(*(kept.pop((s, l), None) for s in ('pre', 'post', 'linear')))
+                kept['slopes', l] = mlp_slopes(*(kept.pop((s, l), None) for s in ('pre', 'post', 'linear')))
 
         return hook
 
@@ -193,7 +80,7 @@ def _capture(model, ids, start=0, lengths=None, on_z=None):
     ]
     hooks.append((f'blocks.{L - 1}.hook_resid_post', keep('resid', L)))
     if on_z:
-        hooks += [h for l in range(L) for h in _z_hooks(model, l, on_z)]
+        hooks += [h for l in range(L) for h in z_hooks(model, l, on_z)]
     behind = behind_end(ids, lengths)
     with model.hooks(fwd_hooks=hooks):
         return last_logits(forward(model, ids, behind), behind), kept
@@ -251,7 +138,7 @@ class _Sweep:
         self.held = norms == 'held'
 
         def ask(norm):
-            return norm if norm is None else _ask(norm, model.cfg.d_model, self.device)
+            return norm if norm is None else measure_norm(norm, model.cfg.d_model, self.device)
 
         with torch.no_grad():
             self.device = as_ids(model, [0]).device
@@ -276,17 +163,17 @@ class _Sweep:
         self, logits, resid
     ):  # [pair, d_model]: direction of the prediction, so scaled that the difference of `resid` [2 pairs, d_model] is worth 1
         u = (
-            _through_norm((_diff(logits.softmax(-1)) @ self.U)[:, None], resid[:, None], self.last, self.held)[:, 0]
+            through_norm((pair_diff(logits.softmax(-1)) @ self.U)[:, None], resid[:, None], self.last, self.held)[:, 0]
             if self.target == 'prediction'
-            else _diff(resid)
+            else pair_diff(resid)
         )
-        return u * _ratio(torch.ones(()), (u * _diff(resid)).sum(-1, keepdim=True), 1e-12)
+        return u * safe_ratio(torch.ones(()), (u * pair_diff(resid)).sum(-1, keepdim=True), 1e-12)
 
     def through_mlp(self, l, kept, u):  # what `u` behind the MLP of layer `l` is worth before it
         block = self.model.blocks[l]
-        u = _through_norm(u * _multiplier(block), kept.get(('mlp_out', l)), self.norms[l][3], self.held)
-        u = _through_mlp(self.own(block.mlp, 'W_in', 'W_gate', 'W_out'), u, kept['slopes', l])
-        return _through_norm(u, kept.get(('mid', l), kept['resid', l]), self.norms[l][2], self.held)
+        u = through_norm(u * _multiplier(block), kept.get(('mlp_out', l)), self.norms[l][3], self.held)
+        u = through_mlp(self.own(block.mlp, 'W_in', 'W_gate', 'W_out'), u, kept['slopes', l])
+        return through_norm(u, kept.get(('mid', l), kept['resid', l]), self.norms[l][2], self.held)
 
     def writes(self, dz):  # difference of what every head wrote, [pair, sender, position * d_model]
         B, P, H, _ = dz[0].shape
@@ -314,11 +201,11 @@ class _Sweep:
         )
         if pooled:
             pooled.judge(batch, *logits.chunk(2))
-        G = torch.zeros_like(_diff(kept['resid', L]))
+        G = torch.zeros_like(pair_diff(kept['resid', L]))
         rows = torch.arange(len(ends))
         G[rows[: len(G)], ends[: len(G)] - start] = self.worth_at_end(logits, kept['resid', L][rows, ends - start])
         dz = [
-            _diff(kept.pop(('z', l)).reshape(2 * len(G), G.shape[1], H, -1) * _scale(kept, l, self.norms[l][1]))
+            pair_diff(kept.pop(('z', l)).reshape(2 * len(G), G.shape[1], H, -1) * norm_scale(kept, l, self.norms[l][1]))
             for l in range(L)
         ]
         if edges:
@@ -333,17 +220,17 @@ class _Sweep:
             if self.norms[l][1] is not None:  # what heads write is normalised together
                 g = torch.einsum(
                     'bpm,hdm->bphd',
-                    _through_norm(at, kept['attn_out', l], self.norms[l][1], self.held),
+                    through_norm(at, kept['attn_out', l], self.norms[l][1], self.held),
                     self.own(block.attn, 'W_O').W_O * _multiplier(block),
                 )
-            read = _through_heads(self.own(block.attn, 'W_Q', 'W_K', 'W_V'), l, kept, g, start, edges)
+            read = through_heads(self.own(block.attn, 'W_Q', 'W_K', 'W_V'), l, kept, g, start, edges)
             resid = kept['resid', l]
-            read = _through_norm(read, resid[:, :, None] if edges else resid, self.norms[l][0], self.held)
+            read = through_norm(read, resid[:, :, None] if edges else resid, self.norms[l][0], self.held)
             if edges:
                 between.append(G.new_zeros(len(G), H, L * H))  # [pair, receiver, sender]
                 between[-1][:, :, : l * H] = read.transpose(1, 2).flatten(2) @ writes[:, : l * H].transpose(1, 2)
             G = G + (read.sum(2) if edges else read)
-        left = (G * _diff(kept['resid', 0])).sum((1, 2))
+        left = (G * pair_diff(kept['resid', 0])).sum((1, 2))
         return torch.stack(credit[::-1], 2), left, torch.cat(between[::-1], 1).transpose(1, 2) if edges else None
 
 # %% ../../nbs/score/01_flow.ipynb #0268354a

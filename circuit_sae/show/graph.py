@@ -8,11 +8,11 @@ __all__ = ['plot_effects', 'plot_graph']
 # %% ../../nbs/show/01_graph.ipynb #f8b98940
 import numpy as np
 from fastcore.basics import patch
-from ..core import InputError, all_heads, head_index, parse_head
 from ..causal.paths import PathEffects
+from ..core import InputError, all_heads, head_index, parse_head
 from ..score.unique_codes import EdgeScores, layer_order
-from ..bench.timing import rank_correlation
 from .plots import _TRUE, _axis, _frame_truth, _greys, _map, _own
+from ..stats import rank_correlation
 
 # %% ../../nbs/show/01_graph.ipynb #d4c6b291
 _ROUND = np.array([(1, 0.6), (-1, 0.6), (0, 1), (0, -1), (1, -0.6), (-1, -0.6), (1, 0), (-1, 0)])

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
-from ..core import InputError, all_heads, fingerprint, head_index, parse_head
 from ..circuit import log_softmax
 from ..codes.tokens import code_strengths, shares, token_shares
+from ..core import InputError, all_heads, fingerprint, head_index, parse_head
+from ..data.tasks import Encoder
 from .plots import _axis
 from ..truth.references import truth_mask
-from ..data.tasks import Encoder
 
 # %% ../../nbs/show/02_inspector.ipynb #8bcd73ba
 class Prompt(NamedTuple):

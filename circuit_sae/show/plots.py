@@ -8,13 +8,14 @@ __all__ = ['plot_heads', 'plot_curves', 'plot_training', 'plot_codes', 'plot_usa
 # %% ../../nbs/show/00_plots.ipynb #b48742d0
 import numpy as np
 from fastcore.basics import patch
-from ..core import InputError, all_heads, head_index, one_of, parse_head
-from ..truth.evaluate import Evaluation
+from ..bench.benchmark import Leaderboard
 from ..causal.patching import HeadEffects
-from ..score.unique_codes import NodeScores, _check_codes
 from ..circuit import Circuit
 from ..codes.sae import Codes, DiscreteSAE
-from ..bench.benchmark import Leaderboard, half_width
+from ..core import InputError, all_heads, head_index, one_of, parse_head
+from ..score.unique_codes import NodeScores, check_codes
+from ..stats import half_width
+from ..truth.evaluate import Evaluation
 
 # %% ../../nbs/show/00_plots.ipynb #6a4e1b64
 _TRUE = '#d55e00'
@@ -265,7 +266,7 @@ def plot(
 # %% ../../nbs/show/00_plots.ipynb #3cc04045
 def _code_counts(codes, is_positive):
     "Distinct codes of each head, null left out: on positives only, on both, on negatives only; int [3, head]."
-    c, y = _check_codes(codes, is_positive)
+    c, y = check_codes(codes, is_positive)
     sets = ([set(h[rows].tolist()) - {-1} for rows in (y, ~y)] for h in c.T)
     return np.array([(len(p - n), len(p & n), len(n - p)) for p, n in sets]).T
 

@@ -12,7 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core import Head, InputError, check_writable, load_json, save_json, whole_file
 from ..find import Found
-from .audit import STAGES, Audit, Reason, _percent, _works
+from .audit import AUDIT_STAGES, Audit, Reason, _percent, _works
 
 # %% ../../nbs/trust/04_certificate.ipynb #33db3acc
 def _plain(x):
@@ -101,7 +101,7 @@ def certify(
 ) -> Certificate:  # True when the circuit is certified
     "Should this circuit be believed?"
     a = Audit(found, model, circuit, fdr, n_causal, n_random, n_draws, seeds, ablation, metric, seed)
-    for name in STAGES:
+    for name in AUDIT_STAGES:
         if not (stop and a.fatal or a.hollow and name in ('stability', 'causes')):
             a.run(name)
     heads = {k: v for k, v in a.circuit.to_dict().items() if k in ('heads', 'settings')}
@@ -117,7 +117,7 @@ def certify(
                 circuit=heads,
                 heads=list(a.heads(truth)),
                 n_heads=a.n,
-                not_run=[k for k in STAGES if k not in a.seconds],
+                not_run=[k for k in AUDIT_STAGES if k not in a.seconds],
                 settings=a.settings,
                 seconds=a.seconds,
             )

@@ -10,12 +10,12 @@ __all__ = ['draw_pairs', 'wordings', 'drawn_scores', 'top_weights', 'fdr_weights
 import re
 
 import numpy as np
+from ..circuit import check_choice
 from ..core import InputError, one_of, progress
 from ..data.prompts import ARGUMENTS, FUNCTIONS, NAMES, NOUNS, PLACES, THINGS, WORDS
-from ..score.unique_codes import _check_codes
 from ..score.association import node_association
-from ..circuit import check_choice
-from .diversity import check_pairs, code_cells, sum_heads
+from ..score.unique_codes import check_codes
+from .diversity import check_paired_codes, code_cells, sum_heads
 
 # %% ../../nbs/trust/01_draws.ipynb #cf1063d9
 def draw_pairs(
@@ -63,8 +63,8 @@ def drawn_scores(
     draws,  # bool [pair, draw]
 ) -> np.ndarray:  # int [draw, head]
     "`node_scores` of every draw."
-    c, y = _check_codes(codes, is_positive)
-    n = check_pairs(is_positive)
+    c, y = check_codes(codes, is_positive)
+    n = check_paired_codes(is_positive)
     n_draws = draws.shape[1]
     if len(draws) != n:
         raise InputError(f'draws are of {len(draws)} pairs, the codes of {n}.')
@@ -101,7 +101,7 @@ def fdr_weights(
 ) -> np.ndarray:  # float [draw, head]: 1 in, 0 out
     "The heads of each draw that are associated with the labels."
     check_choice(fdr=fdr)
-    c, y = _check_codes(codes, is_positive)
+    c, y = check_codes(codes, is_positive)
     drawn = (np.tile(d, 2) for d in draws.T)
     return np.stack(
         [
@@ -170,8 +170,8 @@ def rarefaction(
     seed: int = 0,  # Of the draws
 ) -> Rarefaction:
     "Would more prompts find more heads, or other ones?"
-    c, y = _check_codes(codes, is_positive)
-    n = check_pairs(is_positive)
+    c, y = check_codes(codes, is_positive)
+    n = check_paired_codes(is_positive)
     rng = np.random.default_rng(seed)
     check_choice(top_k=k, fdr=fdr, n=c.shape[1])
     sizes = np.unique([*(np.linspace(0, n, 9)[1:].astype(int).clip(2) if sizes is None else sizes), n // 2, n])

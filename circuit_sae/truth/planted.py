@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ..core import Head, InputError, all_heads, one_of
-from ..data.tasks import Example, Task
+from ..data.readers import Example
+from ..data.tasks import Task
 from ..models.load import tiny_model
 from .references import Reference, ReferenceEdges
 
