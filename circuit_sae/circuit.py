@@ -9,12 +9,13 @@ __all__ = ['log_softmax', 'Circuit', 'check_choice', 'predict_circuit', 'load_ci
 from fastcore.basics import patch
 import numpy as np
 from .core import InputError, all_heads, head_index, load_json, one_of, parse_head, save_json
+from .results import HeadScores
 from .score.association import describe_labellings, node_association
-from .score.unique_codes import NodeScores
+from .score.unique_codes import CodeCounts
 
 # %% ../nbs/03_circuit.ipynb #9ab10111
 def log_softmax(
-    scores,  # float or int [n_layers * n_heads], or `NodeScores`
+    scores,  # float or int [n_layers * n_heads], or `HeadScores`
     over: str = 'heads',  # 'heads': over all heads; 'layer': within each layer; 'sum': no softmax, scores of 0 and above divided by their sum
     n_heads: int = None,  # Heads in a layer, needed for 'layer' when `scores` is a plain array
 ) -> np.ndarray:  # float64 [n_layers * n_heads]: natural logarithm of the probabilities
@@ -43,7 +44,7 @@ class Circuit:
     def __init__(
         self,
         heads,  # Heads in any spelling
-        scores=None,  # `NodeScores` over all heads of the model
+        scores=None,  # `HeadScores` over all heads of the model
         prob=None,  # float [n_layers * n_heads]: softmax of the scores
         settings: dict = None,  # How the heads were chosen, and whatever else is worth keeping
         q=None,  # float [n_layers * n_heads]: adjusted p-values, where heads were chosen by them
@@ -56,7 +57,7 @@ class Circuit:
         if scores is not None:
             for h in self.heads:
                 head_index(h, scores.n_layers, scores.n_heads)
-            self.heads.sort(key=lambda h: (-scores[h], h))
+            self.heads.sort(key=lambda h: (-scores.values[scores.index(h)], h))
         else:
             self.heads.sort()
 
@@ -96,20 +97,21 @@ def check_choice(
 
 # %% ../nbs/03_circuit.ipynb #3795120c
 def predict_circuit(
-    nodes,  # `NodeScores`, or a `Flow`
+    nodes,  # `HeadScores`, or a `Flow`
     threshold: float = None,  # Heads whose share, or softmax probability, is at least this; default 0.01 unless `top_k` is given
     top_k: int = None,  # Or the k best heads; heads tied with the k-th are left out together
     over: str = None,  # Softmax over all 'heads', or within each 'layer'; or 'sum', for scores that are shares; default: what the scores are made for, 'sum' for a flow
     n_heads: int = None,  # Heads in a layer, when `nodes` is a plain array
     fdr: float = None,  # Or the heads whose count is more than chance, at this false discovery rate; for what `node_scores` gives of `Codes`
     seed: int = 0,  # Of the random labels behind `fdr`
+    counts=None,  # `CodeCounts` behind `fdr`, if `nodes` holds another score
 ) -> Circuit:
     "Choose heads by threshold on their share or the softmax of their scores, by number, or by what chance would give."
-    if not isinstance(nodes, NodeScores):
+    if not isinstance(nodes, HeadScores):
         n_heads = getattr(nodes, 'n_heads', n_heads)
         if n_heads is None:
             raise InputError('a plain array of scores needs n_heads, the number of heads in a layer.')
-        nodes = NodeScores(nodes, n_heads, getattr(nodes, 'name', 'score'), over=getattr(nodes, 'over', 'heads'))
+        nodes = HeadScores(nodes, n_heads, getattr(nodes, 'name', 'score'), over=getattr(nodes, 'over', 'heads'))
     over = over or nodes.over
     check_choice(threshold, top_k, len(nodes), fdr)
     if top_k is None and threshold is None and fdr is None:
@@ -118,11 +120,12 @@ def predict_circuit(
     q = None
     chance = {}
     if fdr is not None:
-        if getattr(nodes, 'made_from', None) is None:
+        counts = nodes if isinstance(nodes, CodeCounts) else counts
+        if counts is None:
             raise InputError(
                 'fdr needs the codes behind the scores: give what `node_scores(codes, is_positive)` returns for `Codes`, or choose by threshold or top_k.'
             )
-        found = node_association(*nodes.made_from, seed=seed, n_heads=nodes.n_heads)
+        found = node_association(counts.codes, counts.is_positive, seed=seed, n_heads=nodes.n_heads)
         q = found.q
         chance = dict(fdr=fdr, n_perm=found.n_perm, paired=found.paired, perm_seed=seed)
         keep = q <= fdr
@@ -224,5 +227,9 @@ def load_circuit(
         return None if d.get(k) is None else np.array(d[k])
 
     return Circuit(
-        d['heads'], s and NodeScores(s['values'], s['n_heads'], s['name']), array('prob'), d.get('settings'), array('q')
+        d['heads'],
+        s and HeadScores(np.array(s['values']), s['n_heads'], s['name']),
+        array('prob'),
+        d.get('settings'),
+        array('q'),
     )

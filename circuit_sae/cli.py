@@ -321,7 +321,7 @@ def _truth(args):  # The heads that matter by patching, where that was measured 
 
 # %% ../nbs/05_cli.ipynb #36f675cc
 def _inspect(args):
-    from circuit_sae.show.inspector import inspect
+    from circuit_sae.show.inspector import inspect_circuit
     import circuit_sae.show.viewer  # gives the inspector its page
 
     page = Path(args.html or Path(args.out or '.') / 'inspector.html')
@@ -331,7 +331,7 @@ def _inspect(args):
     _check_given(args, stored, given)
     model, found = _found(args, _task(args), stored or given)
     truth = _truth(args)
-    insp = inspect(found, model, truth, args.batch_size)
+    insp = inspect_circuit(found, model, truth, args.batch_size)
     print(insp)
     if insp.truth is not None:
         cut = insp.at(insp.threshold)

@@ -1,7 +1,7 @@
 "The exported page, opened from disk with the network off: every click answers as the Python getter does."
 import pytest
 from circuit_sae.find import find_circuit
-from circuit_sae.show.inspector import inspect
+from circuit_sae.show.inspector import inspect_circuit
 from circuit_sae.models.load import tiny_model
 from circuit_sae.truth.planted import plant
 from circuit_sae.data.tasks import Task
@@ -10,7 +10,7 @@ import circuit_sae.show.viewer # gives the inspector its `to_html`
 @pytest.fixture(scope='module')
 def insp():
     p = plant('induction', seed=10, n=60)
-    return inspect(find_circuit(p.model, p.task, d_sae=100), p.model, p.truth)
+    return inspect_circuit(find_circuit(p.model, p.task, d_sae=100), p.model, p.truth)
 
 @pytest.fixture
 def page(browser, insp, tmp_path):
@@ -104,7 +104,7 @@ def test_any_prompt_is_text(browser, tmp_path):
     rows = [dict(positive=f'{w} said "no" </script><b id=bad>&amp;\n café 日本 😀, so {w} gave', negative=f"{w} said 'no' <!-- <script>&amp;\n thé, so {v} gave", answer=' it', wrong=' up')
             for w, v in [('Ann', 'Bob'), ('Tom', 'Sue'), ('Kim', 'Ron'), ('Pat', 'Lee')]]
     model, task = tiny_model(), Task.from_data(rows, '</title><b id=bad>"\'', answer_token='first', equal_length=False)
-    insp = inspect(find_circuit(model, task, score='unique codes', d_sae=20, n_train=4), model)
+    insp = inspect_circuit(find_circuit(model, task, score='unique codes', d_sae=20, n_train=4), model)
     file = insp.to_html(tmp_path/'odd "page".html')
     browser.open(file, offline=True).one('#viewer')
     h = insp.heads[0]

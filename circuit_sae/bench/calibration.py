@@ -15,8 +15,9 @@ from ..core import all_heads, head_index, one_of, progress
 from ..data.prompts import TASKS, get_task
 from ..find import preset_settings
 from ..models.load import tiny_model
+from ..results import HeadScores
 from ..score.association import node_association
-from ..score.unique_codes import NodeScores, node_scores
+from ..score.unique_codes import node_scores
 from ..stats import adjust, wilson
 from ..truth.evaluate import best_f1, evaluate
 from ..truth.planted import PLANTS, plant
@@ -312,7 +313,7 @@ def choice_runs(
         pairs = np.unique(np.random.default_rng([seed, draw]).integers(n, size=n)) if draw else np.arange(n)
         at = np.r_[pairs, pairs + n]
         found = node_association(codes[seed][at], is_positive[at], n_perm, seed=draw)
-        scores = NodeScores(found.counts, codes[seed].n_heads)
+        scores = HeadScores(found.counts, codes[seed].n_heads)
         for rule, choose in RULES.items():
             chosen = choose(found, scores, mask)
             k = int(chosen.sum())

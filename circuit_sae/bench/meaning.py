@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np, torch
 from ..codes.sae import layer_inputs
 from ..core import InputError, all_heads, head_index, progress
-from ..score.unique_codes import NodeScores
+from ..results import HeadScores
 from ..stats import adjust
 from ..truth.references import truth_mask
 
@@ -75,7 +75,7 @@ def code_table(
     return pd.DataFrame(rows).sort_values('positives', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../../nbs/bench/08_meaning.ipynb #674dff29
-class Information(NodeScores):
+class Information(HeadScores):
     "What each head's codes say about an attribute. Its scores are `z`; each figure is an array [head]."
 
     def __init__(self, n_heads, attribute, bits, chance, z, p, p_max, band):
@@ -206,7 +206,7 @@ class Contrast(NamedTuple):
 
 # %% ../../nbs/bench/08_meaning.ipynb #14f78e30
 def compare_heads(
-    values,  # float [head], or `NodeScores`: any figure of every head
+    values,  # float [head], or `HeadScores`: any figure of every head
     heads,  # A circuit: a `Reference`, a `Circuit`, or heads in any spelling
     n_heads: int = None,  # Heads in a layer, when `values` is a plain array
     within_layers: bool = False,  # Draw as many heads from each layer as the circuit has there?

@@ -24,9 +24,10 @@ from ..core import InputError, one_of, progress
 from ..find import preset_settings
 from ..models.forward import run
 from ..models.writes import write_matrices
+from ..results import HeadScores
 from ..score.attribution import attribute_heads
 from ..score.flow import difference_flow
-from ..score.unique_codes import NodeScores, node_scores, pair_head_counts
+from ..score.unique_codes import node_scores, pair_head_counts
 from ..trust.diversity import held_out_scores
 
 # %% ../../nbs/bench/00_scorers.ipynb #8cd77e07
@@ -214,11 +215,11 @@ def layer_index(ev):
 # %% ../../nbs/bench/00_scorers.ipynb #8d116ece
 def class_difference(
     acts,  # `HeadActs`
-) -> NodeScores:
+) -> HeadScores:
     "Norm of the difference of class means of a head's pooled output."
     y = torch.from_numpy(acts.is_positive)
     d = acts.z[y].mean(0) - acts.z[~y].mean(0)
-    return NodeScores(
+    return HeadScores(
         torch.einsum('lhd,lhdm->lhm', d, acts.W).norm(dim=-1).flatten().numpy(), acts.n_heads, 'mean difference'
     )
 
@@ -442,7 +443,7 @@ def score_heads(
     task=None,  # A `Task`, unless there is an `Evidence`
     seed: int = 0,  # Seed of scorers that draw anything
     **settings,  # Settings of the scorer
-) -> NodeScores:  # With `cost`
+) -> HeadScores:  # With `cost`
     "Score every head."
     s = get_scorer(method)
     ev = model if isinstance(model, Evidence) else Evidence(model, task)
@@ -453,6 +454,6 @@ def score_heads(
         raise InputError(
             f"scorer '{method}' gave shape {list(values.shape)}; expected one score for each of {ev.n} heads."
         )
-    scores = NodeScores(values, ev.model.cfg.n_heads, method if isinstance(method, str) else method.__name__)
+    scores = HeadScores(values, ev.model.cfg.n_heads, method if isinstance(method, str) else method.__name__)
     scores.cost = ev.cost(meter.read())
     return scores

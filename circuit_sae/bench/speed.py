@@ -27,16 +27,17 @@ from ..circuit import predict_circuit
 from ..codes.activations import cache_head_acts
 from ..codes.train import draw_examples, train_sae, training_points
 from ..core import InputError, one_of, progress, save_json
-from ..data.batches import fill_up, pair_batches
+from ..data.batches import pad_rows, pair_batches
 from ..data.prompts import get_task, tiny_tokenizer
 from ..find import Found, find_circuit, preset_settings
 from ..models.behaviour import judge
 from ..models.forward import check_writes, run, run_pairs
 from ..models.load import MODELS, load_model, quietly
 from ..models.weights import smollm2_folder
+from ..results import HeadScores
 from ..score.attribution import attribute_heads
 from ..score.flow import difference_flow
-from ..score.unique_codes import NodeScores, node_scores, pair_counts
+from ..score.unique_codes import node_scores, pair_counts
 from ..stats import half_width, rank_correlation
 from ..truth.evaluate import evaluate
 from ..truth.references import reference
@@ -207,7 +208,7 @@ def _small(c):
     few = get_task(c.task_name, n=10)
     _ = c.bare
     equal = _batches(few.tokens(c.model))
-    filled = [torch.tensor(fill_up(few.tokens(c.model).ids))]
+    filled = [torch.tensor(pad_rows(few.tokens(c.model).ids))]
     (a, *b), _ = race(
         lambda: find_circuit(c.model, few),
         lambda: c.forward(equal),
@@ -500,7 +501,7 @@ def profile_find(
     batches = pair_batches(tokens)
     (whole, seconds['forward']), (acts, logits) = race(
         lambda: cache_head_acts(c.model, c.task),
-        lambda: [run_pairs(c.model, b.ids, b.others, lengths=b.lengths) for b in batches],
+        lambda: [run_pairs(c.model, b.positives, b.negatives, lengths=b.lengths) for b in batches],
         repeats=2,
     )
     part(
@@ -522,7 +523,7 @@ def profile_find(
         acts,
         sae,
         codes,
-        predict_circuit(NodeScores(flow.values, flow.n_heads, flow.name), over='sum'),
+        predict_circuit(HeadScores(flow.values, flow.n_heads, flow.name), over='sum'),
         {},
         {},
         flow,

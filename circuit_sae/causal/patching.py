@@ -340,3 +340,6 @@ def load_effects(
     "Read saved effects."
     made_from, t = read_effects(path)
     return HeadEffects(t['patched'], t['clean'], t['corrupted'], made_from)
+
+
+HeadEffects.load = staticmethod(load_effects)

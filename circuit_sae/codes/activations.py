@@ -156,7 +156,7 @@ class PooledZ:
     ):  # `pool_weights` of positives and of negatives, float32 [batch, position] each, 0 behind the end
         return [
             np.stack([np.pad(self.weights[n], (0, ids.shape[1] - n)) for n in lengths])
-            for ids, lengths in zip((batch.ids, batch.others), batch.lengths)
+            for ids, lengths in zip((batch.positives, batch.negatives), batch.lengths)
         ]
 
     def looking_on(self, batch):  # `on_z` for a pass over positives with their negatives below them
@@ -187,7 +187,7 @@ class PooledZ:
             (rest,) = _pooled(x, other[:, None, -x.shape[1] :])
             z[neg, layer] = rest if x.shape[1] == other.shape[1] else z[neg, layer] + rest
 
-        self.judge(batch, *run_pairs(model, batch.ids, batch.others, pool_layer, pool_rest, batch.lengths))
+        self.judge(batch, *run_pairs(model, batch.positives, batch.negatives, pool_layer, pool_rest, batch.lengths))
 
 # %% ../../nbs/codes/00_activations.ipynb #df8aa2df
 def cache_head_acts(
@@ -252,7 +252,7 @@ def load_acts(
     pool=None,  # ...pooled so; default: as the file says
 ) -> HeadActs:  # Raises `InputError` with the reason when the file is stale or cannot be read
     "Read saved activations; with `model` and `task`, only if they are theirs."
-    t, made_from = read_tensors(path, 'HeadActs', 'head activations')
+    t, made_from, _ = read_tensors(path, 'HeadActs', 'head activations')
     if model is not None:
         found = list(_differences(made_from, _made_from(model, task, pool if pool is not None else made_from['pool'])))
         if found:

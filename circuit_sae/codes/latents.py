@@ -261,5 +261,8 @@ def load_attribution(
     path,  # A `.safetensors` file that `CodeAttribution.save` wrote
 ) -> CodeAttribution:  # Raises `InputError` when the file holds none
     "Read a saved attribution."
-    t, made_from = read_tensors(path, 'CodeAttribution', 'attribution')
+    t, made_from, _ = read_tensors(path, 'CodeAttribution', 'attribution')
     return CodeAttribution(**t, made_from=made_from)
+
+
+CodeAttribution.load = staticmethod(load_attribution)

@@ -9,7 +9,8 @@ __all__ = ['has_pairs', 'relabel', 'relabelled_counts', 'describe_labellings', '
 # %% ../../nbs/score/04_association.ipynb #74622c04
 import numpy as np
 from ..core import Head, InputError, all_heads, head_index, progress
-from .unique_codes import check_codes, layer_order, node_scores
+from ..results import layer_order
+from .unique_codes import check_codes, node_scores
 from ..stats import adjust
 
 # %% ../../nbs/score/04_association.ipynb #87606959

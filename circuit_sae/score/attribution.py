@@ -13,6 +13,7 @@ from ..data.batches import pair_batches
 from ..models.behaviour import get_metric
 from ..models.forward import behind_end, forward, last_logits
 from ..models.rerun import collect_z
+from ..results import HeadScores
 
 # %% ../../nbs/score/02_attribution.ipynb #90bca438
 def z_gradients(
@@ -55,7 +56,7 @@ def attribute_heads(
     steps: int = None,  # None: attribution patching; a number: EAP-IG over so many steps
     metric='logit_diff',  # A key of `METRICS`, or a function of (logits [batch, d_vocab], answers, wrongs)
     batch_size: int = 24,  # Pairs in a batch
-) -> np.ndarray:  # float64 [n_layers * n_heads], signed; share of the difference between positive and negative
+) -> HeadScores:  # Signed; fraction of the difference between positive and negative
     "The effect of resampling every head, to first order."
     if steps is not None and steps < 1:
         raise InputError(f'steps must be at least 1, got {steps}.')
@@ -69,12 +70,14 @@ def attribute_heads(
         def measure(logits):
             return tokens.measure(m, logits, batch.pairs)
 
-        effect, change = _attribute(model, batch.ids, batch.others, measure, steps, batch.lengths[0])
+        effect, change = _attribute(model, batch.positives, batch.negatives, measure, steps, batch.lengths[0])
         total = total + effect
         gap = gap + change
     if not abs(gap) > 1e-6 * task.n:
         raise InputError('the metric is the same on positives and negatives: there is no difference to attribute.')
-    return total / gap
+    signed = total / gap
+    name = 'attribution patching' if steps is None else f'EAP-IG, {steps} steps'
+    return HeadScores(np.abs(signed), model.cfg.n_heads, name, signed, over='sum')
 
 # %% ../../nbs/score/02_attribution.ipynb #b774eb52
 def _attribute(model, positives, negatives, measure, steps, lengths=None):

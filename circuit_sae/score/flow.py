@@ -18,13 +18,13 @@ from ..models.forward import as_ids, behind_end, forward, last_logits, z_hooks
 from ..models.load import model_identity
 from ..models.writes import write_matrix
 from circuit_sae.score.flow_rules import (
-    through_mlp,
     measure_norm,
     mlp_slopes,
     norm_scale,
     pair_diff,
     safe_ratio,
     through_heads,
+    through_mlp,
     through_norm,
 )
 
@@ -197,7 +197,11 @@ class _Sweep:
         L = model.cfg.n_layers
         H = model.cfg.n_heads
         logits, kept = _capture(
-            model, np.concatenate([batch.ids, batch.others]), start, ends + 1, pooled and pooled.looking_on(batch)
+            model,
+            np.concatenate([batch.positives, batch.negatives]),
+            start,
+            ends + 1,
+            pooled and pooled.looking_on(batch),
         )
         if pooled:
             pooled.judge(batch, *logits.chunk(2))
@@ -409,5 +413,8 @@ def load_flow(
     path,  # A `.safetensors` file that `Flow.save` wrote
 ) -> Flow:  # Raises `InputError` when the file holds no flow
     "Read a saved flow."
-    t, made_from = read_tensors(path, 'Flow', 'flow')
+    t, made_from, _ = read_tensors(path, 'Flow', 'flow')
     return Flow(t['credit'], t['left'], made_from, t.get('between'))
+
+
+Flow.load = staticmethod(load_flow)

@@ -10,7 +10,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..causal.paths import PathEffects
 from ..core import InputError, all_heads, head_index, parse_head
-from ..score.unique_codes import EdgeScores, layer_order
+from ..results import EdgeScores, layer_order
 from .plots import _TRUE, _axis, _frame_truth, _greys, _map, _own
 from ..stats import rank_correlation
 
@@ -78,7 +78,7 @@ def _extreme(x, y, n):
 
 # %% ../../nbs/show/01_graph.ipynb #211c70cf
 def plot_effects(
-    scores,  # `NodeScores`, or an array [n_layers, n_heads]: the association
+    scores,  # `HeadScores`, or an array [n_layers, n_heads]: the association
     effects,  # `HeadEffects`, or an array [n_layers, n_heads], signed: a share of the difference between positive and negative
     names: int = 10,  # How many heads to name
     truth=(),  # Heads to draw as orange squares, in any spelling; those of `effects.reference()`, for one

@@ -13,7 +13,8 @@ from ..causal.patching import HeadEffects
 from ..circuit import Circuit
 from ..codes.sae import Codes, DiscreteSAE
 from ..core import InputError, all_heads, head_index, one_of, parse_head
-from ..score.unique_codes import NodeScores, check_codes
+from ..results import HeadScores
+from ..score.unique_codes import check_codes
 from ..stats import half_width
 from ..truth.evaluate import Evaluation
 
@@ -53,7 +54,7 @@ def _map(scores, what='a score'):
     s = np.asarray(scores, dtype=float)
     if s.ndim == 1:
         if not hasattr(scores, 'n_heads'):
-            raise InputError('expected `NodeScores` or an array [n_layers, n_heads], got a flat array.')
+            raise InputError('expected `HeadScores` or an array [n_layers, n_heads], got a flat array.')
         s = s.reshape(-1, scores.n_heads)
     if s.ndim != 2:
         raise InputError(f'expected {what} [n_layers, n_heads], got an array of shape {list(s.shape)}.')
@@ -68,7 +69,7 @@ def _own(heads, shape):
 
 # %% ../../nbs/show/00_plots.ipynb #e3573b17
 def plot_heads(
-    scores,  # `NodeScores`, or an array [n_layers, n_heads]
+    scores,  # `HeadScores`, or an array [n_layers, n_heads]
     circuit=(),  # Heads to outline in solid black, in any spelling
     truth=(),  # Heads to outline in dashed orange: a reference
     ax=None,  # Where to draw; default: a new figure
@@ -100,7 +101,7 @@ def plot_heads(
 # %% ../../nbs/show/00_plots.ipynb #c206aa39
 @patch
 def plot(
-    self: NodeScores,
+    self: HeadScores,
     ax=None,  # Where to draw
     **kw,  # Arguments of `plot_heads`
 ):
@@ -336,7 +337,7 @@ def plot_usage(
     one_of(figure, _USAGE, 'figure')
     if not isinstance(codes, Codes):
         raise InputError(f'expected `Codes`, got {type(codes).__name__}.')
-    return plot_heads(NodeScores(_usage(codes, figure), codes.n_heads, _USAGE[figure]), ax=ax, **{'label': '', **kw})
+    return plot_heads(HeadScores(_usage(codes, figure), codes.n_heads, _USAGE[figure]), ax=ax, **{'label': '', **kw})
 
 # %% ../../nbs/show/00_plots.ipynb #c4aaeac1
 @patch

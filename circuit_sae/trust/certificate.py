@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core import Head, InputError, check_writable, load_json, save_json, whole_file
-from ..find import Found
 from .audit import AUDIT_STAGES, Audit, Reason, _percent, _works
 
 # %% ../../nbs/trust/04_certificate.ipynb #33db3acc
@@ -129,7 +128,7 @@ def certify(
     return cert
 
 # %% ../../nbs/trust/04_certificate.ipynb #6b4013ef
-Found.certify = certify
+#| export
 
 # %% ../../nbs/trust/04_certificate.ipynb #564bebf4
 def _behaviour_part(c):

@@ -9,8 +9,9 @@ __all__ = ['code_cells', 'sum_heads', 'rarefied', 'Diversity', 'diversity', 'plo
 # %% ../../nbs/trust/00_diversity.ipynb #2c89bf95
 import numpy as np
 from ..core import InputError, all_heads, head_index, progress
+from ..results import HeadScores
 from ..score.association import describe_labellings, has_pairs, relabel
-from ..score.unique_codes import NodeScores, check_codes
+from ..score.unique_codes import check_codes
 from ..stats import adjust
 
 # %% ../../nbs/trust/00_diversity.ipynb #71cbc1a0
@@ -191,7 +192,7 @@ def held_out_scores(
     n_splits: int = 20,  # Ways to cut the pairs in two
     seed: int = 0,  # Of the cuts
     both: bool = False,  # Codes unique to negatives too?
-):  # `NodeScores`, or float [head] for a plain array; -1 to 1, with `both` -2 to 2
+):  # `HeadScores`, or float [head] for a plain array; -1 to 1, with `both` -2 to 2
     "Share of new positives, less that of new negatives, on which a head takes a code that was unique to positives on other pairs."
     c, y = check_codes(codes, is_positive)
     n = check_paired_codes(is_positive)
@@ -213,16 +214,16 @@ def held_out_scores(
         gain = count(~half & y) - count(~half & ~y)
         earned = ((p > 0) & (q == 0)) * gain - (both * ((q > 0) & (p == 0)) * gain)
         out = (sum_heads(earned, head, c.shape[1]) / (~half[:n]).sum(0)).mean(1)
-    return NodeScores(out, codes.n_heads, 'held-out share') if hasattr(codes, 'n_heads') else out
+    return HeadScores(out, codes.n_heads, 'held-out share') if hasattr(codes, 'n_heads') else out
 
 # %% ../../nbs/trust/00_diversity.ipynb #ea443d99
 def net_unique(
     codes,  # `Codes`, or int [example, head]
     is_positive,  # bool [example]
-):  # `NodeScores`, or int [head] for a plain array
+):  # `HeadScores`, or int [head] for a plain array
     "Codes unique to positives less codes unique to negatives: the difference in distinct codes, which measures variety alone."
     c, y = check_codes(codes, is_positive)
     example, first, head = code_cells(c)
     seen = [np.logical_or.reduceat(k[example], first) if len(first) else np.zeros(0, bool) for k in (y, ~y)]
     out = sum_heads(seen[0].astype(int) - seen[1], head, c.shape[1])
-    return NodeScores(out, codes.n_heads, 'net unique codes') if hasattr(codes, 'n_heads') else out
+    return HeadScores(out, codes.n_heads, 'net unique codes') if hasattr(codes, 'n_heads') else out
