@@ -1,9 +1,9 @@
 """python .ci/readme.py: write README.md from nbs/index.ipynb.
 
-Markdown cells go over as they are, with links to files turned to start from the top of the repository. Code cells become
-```python blocks and their text outputs indented blocks. The directives `hide`, `include: false`, `echo: false` and
-`output: false` hold as on the site. A picture that a cell draws has no place in README.md: save it in nbs/images and
-name it in a Markdown cell.
+Markdown cells are copied, with links changed to start at the root of the repository. Code cells become ```python
+blocks and their text outputs indented blocks. The directives `hide`, `include: false`, `echo: false` and
+`output: false` work as on the site. README.md cannot show a picture that a cell draws: save it in nbs/images and link
+it in a Markdown cell.
 """
 
 import json
