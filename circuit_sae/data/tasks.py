@@ -41,7 +41,7 @@ class Encoder:
         ids = self.tokenizer(text, add_special_tokens=False)['input_ids']
         return ids if self.bos is None else [self.bos, *ids]
 
-# %% ../../nbs/data/01_tasks.ipynb #177f9d2b
+# %% ../../nbs/data/01_tasks.ipynb #7a3ea59c
 @patch
 def strings(
     self: Encoder,
@@ -50,7 +50,7 @@ def strings(
     "Return the text of each token."
     return [self.tokenizer.decode([i]) for i in ids]
 
-# %% ../../nbs/data/01_tasks.ipynb #c6f6edf9
+# %% ../../nbs/data/01_tasks.ipynb #9f8f1ae2
 @patch
 def ending(
     self: Encoder,
@@ -65,7 +65,7 @@ def ending(
         self._endings[key] = both[len(ids) :] if both[: len(ids)] == ids else None
     return self._endings[key]
 
-# %% ../../nbs/data/01_tasks.ipynb #98ae6d1e
+# %% ../../nbs/data/01_tasks.ipynb #863ac92d
 class TaskTokens(NamedTuple):
     "Hold the token ids of a task. Rows are prompts, positives first; row `i + n_pairs` is the negative of row `i`."
 
@@ -96,14 +96,14 @@ def first_difference(
             return position
     return shorter - 1
 
-# %% ../../nbs/data/01_tasks.ipynb #68d0e4a1
+# %% ../../nbs/data/01_tasks.ipynb #98df4046
 def _space_hint(enc, prompt, text):
     "Return advice if `text` would be one token with a space in front."
     if not text.startswith(' ') and len(enc.ending(prompt, ' ' + text) or ()) == 1:
         return f' Did you mean {" " + text!r}?'
     return ''
 
-# %% ../../nbs/data/01_tasks.ipynb #5f49e97b
+# %% ../../nbs/data/01_tasks.ipynb #74629c93
 def _check_ending(enc, example, text, endings, answer_token, kind):
     "Raise `InputError` unless `text` begins a new token after both prompts and is short enough."
     if all(endings) and (answer_token == 'first' or len(endings[0]) == 1):
@@ -120,7 +120,7 @@ def _check_ending(enc, example, text, endings, answer_token, kind):
         code='answer-token',
     )
 
-# %% ../../nbs/data/01_tasks.ipynb #5829fcc4
+# %% ../../nbs/data/01_tasks.ipynb #762a8487
 def _answer_ids(enc, example, texts, answer_token, kind):
     "Return the set of first tokens of these answers."
     ids = set()
@@ -132,7 +132,7 @@ def _answer_ids(enc, example, texts, answer_token, kind):
         ids.add(endings[0][0])
     return ids
 
-# %% ../../nbs/data/01_tasks.ipynb #46cb0f43
+# %% ../../nbs/data/01_tasks.ipynb #ef5f4e7e
 def _encode_prompts(enc, example, equal_length):
     "Return the token ids of the two prompts."
     positive = enc(example.positive)
@@ -232,7 +232,7 @@ class Task:
     def __getitem__(self, i):
         return self.examples[i]
 
-# %% ../../nbs/data/01_tasks.ipynb #0b779359
+# %% ../../nbs/data/01_tasks.ipynb #ef083ef6
 @patch(as_prop=True)
 def positives(self: Task) -> list:
     "Return the positive prompts."
@@ -244,7 +244,7 @@ def negatives(self: Task) -> list:
     "Return the negative prompts."
     return [e.negative for e in self.examples]
 
-# %% ../../nbs/data/01_tasks.ipynb #b26257a3
+# %% ../../nbs/data/01_tasks.ipynb #21c8ca97
 def _draw_pairs(task, fits=None):
     "Return the pairs of a list, or the first `n` candidates of a recipe that fit."
     if not callable(task.source):
@@ -284,7 +284,7 @@ def _fit(self: Task, model):
         self._bound[key] = enc, _draw_pairs(self, fits)
     return key
 
-# %% ../../nbs/data/01_tasks.ipynb #f054c7ab
+# %% ../../nbs/data/01_tasks.ipynb #27c9a57c
 @patch
 def encoder(
     self: Task,
@@ -321,7 +321,7 @@ def bind(
     "Return the task with the pairs that fit the tokenizer of `model`, as a list."
     return self._with(self._bound[self._fit(model)][1])
 
-# %% ../../nbs/data/01_tasks.ipynb #d26badc5
+# %% ../../nbs/data/01_tasks.ipynb #f89d4e42
 def _stack_rows(rows, examples):
     "Return tokenized pairs as `TaskTokens`."
     positives, negatives, answers, wrongs = map(list, zip(*rows))
@@ -353,7 +353,7 @@ def tokens(
         self._tokens[key] = _stack_rows(rows, examples)
     return self._tokens[key]
 
-# %% ../../nbs/data/01_tasks.ipynb #b5c61461
+# %% ../../nbs/data/01_tasks.ipynb #b599f035
 @patch
 def lint(
     self: Task,
@@ -364,7 +364,7 @@ def lint(
 
     return lint_task(model, self)
 
-# %% ../../nbs/data/01_tasks.ipynb #f44edf83
+# %% ../../nbs/data/01_tasks.ipynb #b2661ecf
 @patch
 def check(
     self: Task,

@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'Lint', 'lint_task', 'judge', 'logit_diff', 'log_prob', 'prob', 'get_metric', 'metric_name', 'Behaviour',
            'check_behaviour']
 
-# %% ../../nbs/models/05_behaviour.ipynb #3c4928e5
+# %% ../../nbs/models/05_behaviour.ipynb #e47133c6
 from collections import Counter
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from ..data.batches import BoundTask, bind_task, pair_batches
 from ..data.tasks import Task, tokenize_example
 from .forward import run_pairs
 
-# %% ../../nbs/models/05_behaviour.ipynb #2d1e4c99
+# %% ../../nbs/models/05_behaviour.ipynb #68864360
 class Lint(NamedTuple):
     "Name one problem of a task and explain it."
 
@@ -29,14 +29,14 @@ class Lint(NamedTuple):
     def __str__(self):
         return f'{self.rule}: {self.message}'
 
-# %% ../../nbs/models/05_behaviour.ipynb #6b703e85
+# %% ../../nbs/models/05_behaviour.ipynb #7a90883c
 def _list_pairs(pairs, n=8):
     "Return 'pair 3', or 'pairs 3, 5, 8' with the first `n` of them."
     plural = 's' if len(pairs) > 1 else ''
     more = ', …' if len(pairs) > n else ''
     return f'pair{plural} {", ".join(map(str, pairs[:n]))}{more}'
 
-# %% ../../nbs/models/05_behaviour.ipynb #4e2639e9
+# %% ../../nbs/models/05_behaviour.ipynb #a79da1e0
 def _lint_length(positives, negatives):
     "Return a `Lint` if prompts of a pair differ in number of tokens."
     differ = [i for i, (p, q) in enumerate(zip(positives, negatives)) if len(p) != len(q)]
@@ -45,11 +45,12 @@ def _lint_length(positives, negatives):
     mean = [np.mean([len(ids) for ids in rows]) for rows in (positives, negatives)]
     message = (
         f'the prompts differ in number of tokens in {len(differ)} of {len(positives)} pairs '
-        f'(mean {mean[0]:.1f} and {mean[1]:.1f}): {_list_pairs(differ)}. Heads that react to the position will be found.'
+        f'(mean {mean[0]:.1f} and {mean[1]:.1f}): {_list_pairs(differ)}. '
+        'Heads that react to the position will be found.'
     )
     return [Lint('length', message)]
 
-# %% ../../nbs/models/05_behaviour.ipynb #359be166
+# %% ../../nbs/models/05_behaviour.ipynb #e271dfb8
 def _lint_tokenisation(examples, positives, negatives, tolerance=0.05):
     "Return a `Lint` if the words of one class are split into more tokens."
     a = np.mean([len(ids) / len(e.positive.split()) for ids, e in zip(positives, examples)])
@@ -59,12 +60,12 @@ def _lint_tokenisation(examples, positives, negatives, tolerance=0.05):
     message = f'positives have {a:.2f} tokens a word, negatives {b:.2f}. One class has rarer words; exchange some.'
     return [Lint('tokenisation', message)]
 
-# %% ../../nbs/models/05_behaviour.ipynb #c6c367d1
+# %% ../../nbs/models/05_behaviour.ipynb #c4c2aa10
 def _effective_number(counts):
     "Return the effective number of tokens: the exponential of their entropy."
     return np.exp(-sum(v / counts.total() * np.log(v / counts.total()) for v in counts.values()))
 
-
+# %% ../../nbs/models/05_behaviour.ipynb #3400453d
 def _lint_diversity(positives, negatives, ratio=2):
     "Return a `Lint` if positives vary much more than negatives where the two differ."
     seen = Counter(), Counter()
@@ -83,7 +84,7 @@ def _lint_diversity(positives, negatives, ratio=2):
     )
     return [Lint('diversity', message)]
 
-# %% ../../nbs/models/05_behaviour.ipynb #a9408b1b
+# %% ../../nbs/models/05_behaviour.ipynb #3f74a7ba
 def _lint_variety(examples):
     "Return a `Lint` for too few distinct prompts, and one for negatives that equal their positive."
     found = []
@@ -97,7 +98,7 @@ def _lint_variety(examples):
         found.append(Lint('same', f'in {same} of {n} pairs the negative equals its positive, so nothing can differ.'))
     return found
 
-# %% ../../nbs/models/05_behaviour.ipynb #d75e8175
+# %% ../../nbs/models/05_behaviour.ipynb #ae337179
 def _lacks_space(example, answer):
     "Return whether an answer is a word without the space that must precede it."
     return not example.positive.endswith((' ', '\n')) and not answer.startswith(' ') and answer[0].isalpha()
@@ -111,7 +112,7 @@ def _lint_spaces(examples):
     end = examples[0].positive[-12:]
     return [Lint('space', f"{bare} answers have no leading space. After {end!r} most tokenizers expect ' word'.")]
 
-# %% ../../nbs/models/05_behaviour.ipynb #2ec0453c
+# %% ../../nbs/models/05_behaviour.ipynb #7fa522ab
 def _lint_answers(examples, encoder, answer_token):
     "Return a `Lint` for pairs with an answer that cannot be counted."
     messages = []
@@ -125,15 +126,14 @@ def _lint_answers(examples, encoder, answer_token):
         messages = [first + messages[0]]
     return [Lint('answer', message) for message in messages]
 
-# %% ../../nbs/models/05_behaviour.ipynb #20cf6c75
+# %% ../../nbs/models/05_behaviour.ipynb #9fd8e2d2
 def lint_task(
     model,  # A TransformerLens model, a Hugging Face tokenizer, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
 ) -> list:  # `Lint`s; empty if nothing was found
     """Return what differs between the classes besides the task, as far as texts and tokens show it.
 
-    Each rule is in a function of its own; see the table of rules in the documentation. `check_behaviour` adds what
-    the model shows.
+    Each rule is a function of its own. `check_behaviour` adds what the model shows.
     """
     if isinstance(model, BoundTask):
         task = model.task.take(model.n)
@@ -151,7 +151,7 @@ def lint_task(
         *_lint_answers(examples, encoder, task.answer_token),
     ]
 
-# %% ../../nbs/models/05_behaviour.ipynb #af846439
+# %% ../../nbs/models/05_behaviour.ipynb #2303f7c5
 def judge(
     logits,  # Logits at the last position, float [batch, d_vocab]
     answers,  # Answer tokens, one tuple a row
@@ -168,7 +168,7 @@ def judge(
         judged[i] = logit_diff.item(), rank.item(), probability.item()
     return judged
 
-# %% ../../nbs/models/05_behaviour.ipynb #ed5b2f70
+# %% ../../nbs/models/05_behaviour.ipynb #5b94db5d
 def _logsumexp(logits, tokens):
     "Return the log of the summed exponentials over each row's `tokens`, [batch]."
     return torch.stack([row[list(t)].logsumexp(-1) for row, t in zip(logits, tokens)])
@@ -182,7 +182,7 @@ def logit_diff(
     "Return the log odds of the answers against the wrong answers."
     return _logsumexp(logits, answers) - _logsumexp(logits, wrongs)
 
-# %% ../../nbs/models/05_behaviour.ipynb #18081336
+# %% ../../nbs/models/05_behaviour.ipynb #1263120f
 def log_prob(
     logits,  # Logits at the last position, float [batch, d_vocab]
     answers,  # Answer tokens, one tuple a row
@@ -200,7 +200,7 @@ def prob(
     "Return the probability of the answers."
     return log_prob(logits, answers, wrongs).exp()
 
-# %% ../../nbs/models/05_behaviour.ipynb #6afe3109
+# %% ../../nbs/models/05_behaviour.ipynb #b182b488
 METRICS = dict(logit_diff=logit_diff, log_prob=log_prob, prob=prob)
 
 
@@ -217,7 +217,7 @@ def metric_name(
     "Return the name of a metric as saved files record it."
     return getattr(get_metric(metric), '__name__', 'own').strip('_')
 
-# %% ../../nbs/models/05_behaviour.ipynb #f91a0a0d
+# %% ../../nbs/models/05_behaviour.ipynb #dec9e4a3
 class Behaviour:
     "Hold how a model does on the positives and negatives of a task."
 
@@ -246,7 +246,7 @@ class Behaviour:
         "Return the probability of the answers, float32 [row]."
         return self.judged[:, 2]
 
-# %% ../../nbs/models/05_behaviour.ipynb #a2247a32
+# %% ../../nbs/models/05_behaviour.ipynb #12e91b09
 def _summarize(behaviour, rows):
     "Return the means over these rows."
     d = behaviour.logit_diff[rows]
@@ -265,7 +265,7 @@ def summary(self: Behaviour) -> dict:  # Of 'positive' and 'negative'; `logit_di
     "Return number of rows, mean logit_diff, fraction right, fraction top-1 and mean probability of each class."
     return dict(positive=_summarize(self, self.is_positive), negative=_summarize(self, ~self.is_positive))
 
-# %% ../../nbs/models/05_behaviour.ipynb #8c6af6e7
+# %% ../../nbs/models/05_behaviour.ipynb #55e2f843
 def _far_answers(behaviour, n):
     "Return a `Lint` if answers are unlikely on more than a tenth of the positives."
     far = np.flatnonzero(behaviour.rank[behaviour.is_positive] >= 100).tolist()
@@ -277,7 +277,7 @@ def _far_answers(behaviour, n):
     )
     return [Lint('answer', message)]
 
-# %% ../../nbs/models/05_behaviour.ipynb #cea03eb6
+# %% ../../nbs/models/05_behaviour.ipynb #6a3461eb
 @patch
 def problems(self: Behaviour) -> list:  # `Lint`s; empty if the model can do the task
     "Return why a circuit for this behaviour would mean nothing."
@@ -298,13 +298,13 @@ def problems(self: Behaviour) -> list:  # `Lint`s; empty if the model can do the
         found.append(Lint('can', message))
     return found + _far_answers(self, positive['n'])
 
-
+# %% ../../nbs/models/05_behaviour.ipynb #1c5c6bcc
 @patch(as_prop=True)
 def ok(self: Behaviour) -> bool:
     "Return whether the model can do the task."
     return not self.problems()
 
-# %% ../../nbs/models/05_behaviour.ipynb #86c41f07
+# %% ../../nbs/models/05_behaviour.ipynb #5f28704d
 @patch
 def __repr__(self: Behaviour):
     verdict = 'the model can do the task' if self.ok else 'do not look for a circuit yet'
@@ -317,7 +317,7 @@ def __repr__(self: Behaviour):
         lines.append(f'{kind:10}{s["n"]:>5}{diff:>15}{s["right"]:>8.0%}{s["top1"]:>8.0%}{s["prob"]:>11.2f}')
     return '\n'.join(lines + [f'! {p}' for p in self.problems()])
 
-# %% ../../nbs/models/05_behaviour.ipynb #60db1939
+# %% ../../nbs/models/05_behaviour.ipynb #914ab7b1
 def check_behaviour(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
