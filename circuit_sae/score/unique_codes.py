@@ -11,7 +11,7 @@ import numpy as np
 from ..core import InputError
 from ..results import EdgeScores, HeadScores, layer_order
 
-# %% ../../nbs/score/03_unique_codes.ipynb #d6c50bc9
+# %% ../../nbs/score/03_unique_codes.ipynb #e33c7def
 def _check_labels(is_positive, n):
     "Return labels as bool [example] after checking that both classes occur."
     y = np.asarray(is_positive)
@@ -110,7 +110,7 @@ def _first_cells(numbers, stride):
 
 
 def _pair_cells(numbers, step):
-    "Yield for each head and up to `step` later ones: head, slice of later heads, examples, cells [example, later head]."
+    "Yield for each head and some later ones: head, slice of later heads, examples, cells [example, later head]."
     stride = int(numbers.max()) + 1
     for low in range(0, numbers.shape[1], step):
         starts = _first_cells(numbers[:, low : low + step], stride)
