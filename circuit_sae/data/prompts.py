@@ -53,7 +53,7 @@ While {A} and {B} were waiting at the {place}, {S} found a {thing} and showed it
 The rain drove {A} and {B} into the {place}. Shivering, {S} offered a {thing} to
 If {A} and {B} come to the {place} tomorrow, {S} will give a {thing} to""".splitlines()
 
-# %% ../../nbs/data/02_prompts.ipynb #0c499d48
+# %% ../../nbs/data/02_prompts.ipynb #a7e7b7c2
 def _exchange_names(template):
     "Return a template with A and B exchanged."
     return template.format(A='{B}', B='{A}', S='{S}', place='{place}', thing='{thing}')
@@ -132,7 +132,7 @@ def _from_previous_century(rng, noun, century, yy):
     "Return the sentence with the same year, a century earlier."
     return _LASTED.format(noun=noun, start=f'{century - 1}{yy}', century=century)
 
-# %% ../../nbs/data/02_prompts.ipynb #0bd77e1d
+# %% ../../nbs/data/02_prompts.ipynb #b3cf949e
 def _from_random_year(rng, noun, century, yy):
     "Return the sentence with a year far in the future."
     thousands = rng.randrange(30, 99)
@@ -144,7 +144,7 @@ def _copy_year(rng, noun, century, yy):
     "Return a sentence that names one year twice."
     return _SAME_YEAR.format(noun=noun, start=f'{century}{yy}', century=century)
 
-# %% ../../nbs/data/02_prompts.ipynb #360329ed
+# %% ../../nbs/data/02_prompts.ipynb #fd16ea10
 def _unrelated(rng, noun, century, yy):
     "Return a sentence without numbers, cut after 10 to 19 words; 12 and 17 fit GPT-2 and SmolLM2."
     noun = rng.choice(NOUNS)
@@ -165,7 +165,7 @@ GREATER_THAN_NEGATIVES = {
     'copy': _copy_year,
 }
 
-# %% ../../nbs/data/02_prompts.ipynb #e545ee35
+# %% ../../nbs/data/02_prompts.ipynb #6a6b2441
 def _greater_than(rng, negative):
     "Yield candidate pairs without end."
     make_negative = GREATER_THAN_NEGATIVES[negative]
@@ -314,7 +314,7 @@ def _training_texts():
     examples = [e for make in TASKS.values() for e in make(n=300).examples]
     return [prompt + e.answer[0] for e in examples for prompt in (e.positive, e.negative)]
 
-# %% ../../nbs/data/02_prompts.ipynb #2c45aa7f
+# %% ../../nbs/data/02_prompts.ipynb #1180b09a
 def tiny_tokenizer(
     vocab_size: int = 2000,  # Number of tokens, including the 256 bytes
     texts=None,  # Texts to train on; default: prompts and answers of the built-in tasks
