@@ -175,8 +175,6 @@ def pair_batches(
     pass_cost: int = 100,  # The cost of one more batch, in tokens
 ) -> list:  # `PairBatch`es; raises `InputError` if `batch_size` is below 1
     "Cut the pairs of a task into batches of similar length."
-    if isinstance(bound, TaskTokens):  # TEMPORARY
-        bound = BoundTask(None, None, bound)
     if batch_size < 1:
         raise InputError(f'batch_size must be at least 1, got {batch_size}.', code='batch-size')
     ids, n = bound.tokens.ids, bound.n
