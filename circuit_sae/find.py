@@ -69,18 +69,26 @@ class FindSettings:
     n_flow: int = 20  # pairs that the flow runs on
     changes: dict = field(default_factory=dict)  # arguments of `train_sae` that replace those of the preset
 
-    @property
-    def ranking(self) -> str:
-        "Return what ranks the heads: 'flow' or 'unique codes'."
-        return self.score or ('unique codes' if self.preset == 'paper' else 'flow')
+# %% ../nbs/04_find.ipynb #77068bf1
+@patch(as_prop=True)
+def ranking(self: FindSettings) -> str:
+    "Return what ranks the heads: 'flow' or 'unique codes'."
+    return self.score or ('unique codes' if self.preset == 'paper' else 'flow')
 
-    def arguments(self) -> dict:
-        "Return the arguments of `find_circuit`."
-        return {k: v for k, v in asdict(self).items() if k != 'changes'} | self.changes
 
-    def training(self, task_name: str = '') -> dict:
-        "Return the arguments of `train_sae`."
-        return preset_settings(self.preset, task_name, n_examples=self.n_train, seed=self.seed, **self.changes)
+@patch
+def arguments(self: FindSettings) -> dict:
+    "Return the arguments of `find_circuit`."
+    return {k: v for k, v in asdict(self).items() if k != 'changes'} | self.changes
+
+
+@patch
+def training(
+    self: FindSettings,
+    task_name: str = '',  # The name of the task
+) -> dict:
+    "Return the arguments of `train_sae`."
+    return preset_settings(self.preset, task_name, n_examples=self.n_train, seed=self.seed, **self.changes)
 
 # %% ../nbs/04_find.ipynb #9cc6394c
 def _check_numbers(settings, n_pairs):
@@ -88,7 +96,8 @@ def _check_numbers(settings, n_pairs):
     s = settings
     if not 1 <= s.n_train <= 2 * n_pairs:
         raise InputError(
-            f'cannot draw {s.n_train} training examples from {2 * n_pairs} prompts. Give more pairs or a smaller n_train.',
+            f'cannot draw {s.n_train} training examples from {2 * n_pairs} prompts. '
+            'Give more pairs or a smaller n_train.',
             code='training-examples',
         )
     if s.n_flow < 1:
@@ -118,7 +127,7 @@ def check(
     _check_numbers(self, task.n)
     known = [name for name in inspect.signature(train_sae).parameters if name not in ('acts', 'n_examples', 'seed')]
     for name in self.changes:
-        one_of(name, [f.name for f in fields(self)] + known, 'setting')
+        one_of(name, [f.name for f in fields(self) if f.name != 'changes'] + known, 'setting')
 
 # %% ../nbs/04_find.ipynb #3c389cc6
 @patch(cls_method=True)
@@ -133,7 +142,8 @@ def from_folder(
     saved = load_json(path)
     if not isinstance(saved, dict) or not {'run', 'sae', 'settings'} <= set(saved):
         raise InputError(
-            f"'{path}' does not record how its circuit was found; find_circuit did not write it. Choose another folder.",
+            f"'{path}' does not record how its circuit was found; find_circuit did not write it. "
+            'Choose another folder.',
             code='wrong-file',
         )
     choice = {k: saved['settings'].get(k) for k in ('threshold', 'top_k', 'fdr', 'over')}
@@ -151,7 +161,7 @@ class Found:
         sae,  # `DiscreteSAE`
         codes,  # `Codes`: int [example, head]
         circuit: Circuit,  # The heads that were chosen, with the scores of all heads
-        settings,  # `FindSettings`
+        settings: FindSettings,  # How it was found; if empty, the default settings
         timings: dict,  # Seconds of each stage; None if it was read from disk
         flow: Flow = None,  # The difference flow, if it ranked the heads
     ):
@@ -160,7 +170,7 @@ class Found:
         self.sae = sae
         self.codes = codes
         self.circuit = circuit
-        self.settings = settings
+        self.settings = settings or FindSettings()
         self.timings = timings
         self.flow = flow
         self.nodes = circuit.scores
@@ -207,7 +217,7 @@ def certify(
 
     return certify(self, model, **kwargs)
 
-
+# %% ../nbs/04_find.ipynb #d5ba4f36
 @patch
 def plot(
     self: Found,
@@ -256,7 +266,7 @@ def _saved_flow(bound, n, path):
         if flow.made_from == _flow_record(bound, n) and flow.between is not None:
             return flow
 
-
+# %% ../nbs/04_find.ipynb #b9e01065
 def _saved_sae(acts, training, path):
     "Return the saved SAE if it was trained on these activations with these settings, otherwise None."
     if path and path.is_file():
@@ -266,28 +276,31 @@ def _saved_sae(acts, training, path):
             return sae
 
 # %% ../nbs/04_find.ipynb #d23f0824
+def _flow(bound, settings, pooled, folder, seconds):
+    "Return the flow; its passes fill `pooled` unless that is None. Read the flow only if nothing has to be pooled."
+    n = min(settings.n_flow, bound.n)
+    path = _path(folder, 'flow')
+    saved = _saved_flow(bound, n, path) if pooled is None else None
+
+    def compute():
+        return difference_flow(bound.model, bound.task, n, edges=True, pooled=pooled)
+
+    return _or_compute(saved, compute, path, seconds, 'flow')
+
+# %% ../nbs/04_find.ipynb #b1ce3f1a
 def _run_model(bound, settings, folder, seconds):
     "Return the activations, and the flow if it ranks the heads; read both from the folder if they are there."
-    model, task = bound.model, bound.task
     path = _path(folder, 'acts')
     saved = _saved_acts(bound, settings.pool, path)
-    pooled = PooledZ(model, task, settings.pool) if saved is None else None
+    pooled = PooledZ(bound.model, bound.task, settings.pool) if saved is None else None
     flow = None
     if settings.ranking == 'flow':
-        n = min(settings.n_flow, bound.n)
-        flow_path = _path(folder, 'flow')
-        saved_flow = None if pooled else _saved_flow(bound, n, flow_path)
-        flow = _or_compute(
-            saved_flow, lambda: difference_flow(model, task, n, edges=True, pooled=pooled), flow_path, seconds, 'flow'
-        )
-    acts = _or_compute(
-        saved,
-        lambda: cache_head_acts(model, task, settings.pool, settings.batch_size, pooled),
-        path,
-        seconds,
-        'activations',
-    )
-    return acts, flow
+        flow = _flow(bound, settings, pooled, folder, seconds)
+
+    def compute():
+        return cache_head_acts(bound.model, bound.task, settings.pool, settings.batch_size, pooled)
+
+    return _or_compute(saved, compute, path, seconds, 'activations'), flow
 
 # %% ../nbs/04_find.ipynb #5b8f55e1
 def _choose(codes, is_positive, flow, settings):
@@ -299,7 +312,7 @@ def _choose(codes, is_positive, flow, settings):
     s = settings
     return predict_circuit(scores, s.threshold, s.top_k, s.over, fdr=s.fdr, counts=counts)
 
-
+# %% ../nbs/04_find.ipynb #0b1c4296
 def _find(bound, settings, folder):
     "Run every stage and return what was found."
     seconds = {}
@@ -340,7 +353,7 @@ def find_circuit(
     pool=FindSettings.pool,  # How activations are pooled over positions; see `cache_head_acts`
     out=None,  # Folder in which every stage saves its result, and reads it if it is there
     batch_size: int = FindSettings.batch_size,  # Pairs in a forward pass
-    score: str = FindSettings.score,  # 'flow' or 'unique codes'; default: unique codes for the preset 'paper', else flow
+    score: str = FindSettings.score,  # 'flow' or 'unique codes'; default: unique codes for 'paper', else flow
     n_flow: int = FindSettings.n_flow,  # Pairs that the flow runs on, from the first on
     **changes,  # Arguments of `train_sae` that replace those of the preset
 ) -> Found:  # Raises `InputError` for a setting, task or folder that cannot be used
@@ -392,10 +405,10 @@ def rows(self: Found) -> list:  # dicts
         rows.append(row | dict(name=str(head)))
     return rows
 
-
+# %% ../nbs/04_find.ipynb #f80547e4
 @patch
 def to_pandas(self: Found):  # pandas DataFrame
-    "Return one row a head, best first: layer, head, rank, score, signed, share, in_circuit, and columns about its codes."
+    "Return one row a head, best first: layer, head, rank, score, signed, share, in_circuit, and columns on its codes."
     import pandas as pd
 
     return pd.DataFrame(self.rows())
