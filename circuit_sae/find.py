@@ -20,7 +20,7 @@ from .codes.activations import POOLS, PooledZ, cache_head_acts, load_acts
 from .codes.sae import load_sae
 from .codes.train import train_sae
 from .core import InputError, all_heads, cache_dir, check_writable, load_json, one_of, versions, whole_file
-from .data.batches import BoundTask, bind_task
+from .data.batches import bind_task
 from .data.tasks import Task
 from .results import EdgeScores, HeadScores
 from .score.flow import Flow, _made_from, check_flow, difference_flow
