@@ -33,7 +33,7 @@ _PUBLIC = {
     'truth.evaluate': ['evaluate'],
     'truth.planted': ['plant'],
     'circuit': ['Circuit', 'load_circuit', 'predict_circuit'],
-    'find': ['Found', 'example_circuit', 'find_circuit'],
+    'find': ['FindSettings', 'Found', 'example_circuit', 'find_circuit'],
     'trust.diversity': ['diversity'],
     'trust.stability': ['stability'],
     'trust.certificate': ['certify', 'load_certificate'],

@@ -182,10 +182,11 @@ def predict_circuit(
     return Circuit(heads, scores, np.exp(logp), settings, q)
 
 # %% ../nbs/03_circuit.ipynb #a6f4c411
-def _how_chosen(settings):
+def _how_chosen(settings, n_chosen):
     "Return the rule that chose the heads, in words."
-    if settings.get('top_k'):
-        return f'the {settings["top_k"]} best heads, without ties at the end'
+    top_k = settings.get('top_k')
+    if top_k:
+        return f'the {top_k} best heads' + (', tied heads at the end left out' if n_chosen < top_k else '')
     if settings.get('fdr'):
         labellings = describe_labellings(settings['n_perm'], settings['paired'])
         return f'associated with the labels at a false discovery rate of {settings["fdr"]:g}, {labellings}'
@@ -212,7 +213,7 @@ def __repr__(self: Circuit):
         return f'Circuit: {len(self)} heads ({", ".join(map(str, self.heads))})'
     signed = self.scores.signed
     with_sign = self._has_sign()
-    title = f'Circuit: {len(self)} of {len(self.scores)} heads ({self.scores.name}; {_how_chosen(self.settings)})'
+    title = f'Circuit: {len(self)} of {len(self.scores)} heads ({self.scores.name}; {_how_chosen(self.settings, len(self))})'
     by_layer = {}
     for head in sorted(self.heads):
         score = _number(signed[self.scores.index(head)], with_sign)
@@ -252,6 +253,13 @@ def to_pandas(self: Circuit):  # pandas DataFrame
     return pd.DataFrame(rows)
 
 # %% ../nbs/03_circuit.ipynb #e45a249f
+def _sign_note(score, signed):
+    "Return what the sign of a score says; the signed score is far below the score if pairs differ in sign."
+    if abs(signed) < score / 2:
+        return '  sign differs between pairs'
+    return '  works against the answer' if signed < 0 else ''
+
+# %% ../nbs/03_circuit.ipynb #0649d370
 def _row_text(row, with_sign, marked):
     "Return one line of the table."
     text = f'{row["rank"]:>4}  {row["head"]!s:<7}{row["score"]:>9.4g}'
@@ -263,9 +271,7 @@ def _row_text(row, with_sign, marked):
         text += f'{row["q"]:>9.4f}'
     if row['head'] in marked:
         text += '  *'
-    if with_sign and row['signed'] < 0:
-        text += '  works against the answer'
-    return text
+    return text + (_sign_note(row['score'], row['signed']) if with_sign else '')
 
 # %% ../nbs/03_circuit.ipynb #30f5f4d2
 def _header(row, with_sign, over):

@@ -84,8 +84,10 @@ def _replaced(before, after):
 
 
 def _spent(timings, folder):
-    "Return the seconds of each stage as text."
-    return ', '.join(f'{k} from {folder}' if s is None else f'{k} {s:.1f} s' for k, s in timings.items())
+    "Return as text the seconds of each stage, and which stages were read from the folder."
+    computed = ', '.join(f'{name} {s:.1f} s' for name, s in timings.items() if s is not None)
+    read = ', '.join(name for name, s in timings.items() if s is None)
+    return computed + (f'; read from {folder}: {read}' if read else '')
 
 # %% ../nbs/05_commands.ipynb #5afe678e
 def find_command(args):
@@ -106,7 +108,7 @@ def find_command(args):
     )
     print(_spent(found.timings, args.out))
     if args.out:
-        print('wrote', ', '.join(_draw(found, args.out)))
+        print(f'wrote into {args.out}:', ', '.join(_draw(found, args.out)))
 
 # %% ../nbs/05_commands.ipynb #0b6b2661
 def _draw(found, out):
@@ -119,8 +121,7 @@ def _draw(found, out):
     with whole_file(Path(out) / 'heads.png') as p:
         ax.figure.savefig(p, dpi=150)
     files = ['circuit.json', 'scores.csv', 'edges.csv', 'codes.csv', 'heads.png', 'acts.safetensors']
-    files += ['flow.safetensors'] * (found.flow is not None) + ['sae.safetensors']
-    return [str(Path(out) / f) for f in files]
+    return files + ['flow.safetensors'] * (found.flow is not None) + ['sae.safetensors']
 
 # %% ../nbs/05_commands.ipynb #0b026693
 def _settings_of_run(args):
