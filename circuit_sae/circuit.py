@@ -254,7 +254,7 @@ def to_pandas(self: Circuit):  # pandas DataFrame
 
 # %% ../nbs/03_circuit.ipynb #e45a249f
 def _sign_note(score, signed):
-    "Return what the sign of a score says; the signed score is far below the score if pairs differ in sign."
+    "Return what the sign of a score says; the signed score is far below the score if the pairs differ."
     if abs(signed) < score / 2:
         return '  sign differs between pairs'
     return '  works against the answer' if signed < 0 else ''
