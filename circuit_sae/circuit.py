@@ -213,7 +213,8 @@ def __repr__(self: Circuit):
         return f'Circuit: {len(self)} heads ({", ".join(map(str, self.heads))})'
     signed = self.scores.signed
     with_sign = self._has_sign()
-    title = f'Circuit: {len(self)} of {len(self.scores)} heads ({self.scores.name}; {_how_chosen(self.settings, len(self))})'
+    how = f'{self.scores.name}; {_how_chosen(self.settings, len(self))}'
+    title = f'Circuit: {len(self)} of {len(self.scores)} heads ({how})'
     by_layer = {}
     for head in sorted(self.heads):
         score = _number(signed[self.scores.index(head)], with_sign)
@@ -254,7 +255,7 @@ def to_pandas(self: Circuit):  # pandas DataFrame
 
 # %% ../nbs/03_circuit.ipynb #e45a249f
 def _sign_note(score, signed):
-    "Return what the sign of a score says; the signed score is far below the score if the pairs differ."
+    "Return what the sign of a score says; pairs differ if it is far below the score."
     if abs(signed) < score / 2:
         return '  sign differs between pairs'
     return '  works against the answer' if signed < 0 else ''
