@@ -337,7 +337,7 @@ def plot(
 
     if self.scores is None:
         raise InputError('this circuit has no scores to draw; it was made from a list of heads.', code='no-scores')
-    return plot_heads(self.scores, self, ax=ax, **dict(title=f'{len(self)} heads') | kwargs)
+    return plot_heads(self.scores, circuit=self, ax=ax, **dict(title=f'{len(self)} heads') | kwargs)
 
 # %% ../nbs/03_circuit.ipynb #6926eca7
 def _scores_dict(scores):
