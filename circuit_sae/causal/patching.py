@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ABLATIONS', 'mean_z', 'Substitutes', 'HeadEffects', 'patch_layer', 'effects_record', 'patch_heads']
 
-# %% ../../nbs/causal/00_patching.ipynb #a68e76d6
+# %% ../../nbs/causal/00_patching.ipynb #feefd6bb
 import json
 import time
 from pathlib import Path
@@ -22,10 +22,10 @@ from ..models.rerun import Midway, collect_z
 from ..results import HeadScores
 from ..stats import effect_size, share
 
-# %% ../../nbs/causal/00_patching.ipynb #275f240e
+# %% ../../nbs/causal/00_patching.ipynb #b992c5b0
 ABLATIONS = ['resample', 'mean', 'zero']
 
-# %% ../../nbs/causal/00_patching.ipynb #29e4540b
+# %% ../../nbs/causal/00_patching.ipynb #d707e8e1
 def mean_z(
     bound,  # A `BoundTask`
     batch_size: int = 24,  # Pairs in a batch
@@ -41,7 +41,7 @@ def mean_z(
     count = count.to(total.device).clamp_min(1)
     return (total / count[:, None, None, None]).float()
 
-# %% ../../nbs/causal/00_patching.ipynb #17209240
+# %% ../../nbs/causal/00_patching.ipynb #20b0afed
 class Substitutes:
     "Compute the outputs that replace the output of ablated heads."
 
@@ -59,7 +59,7 @@ class Substitutes:
         "Return the first position at which a substitute can differ from the output on the positives."
         return batch.start if self.ablation == 'resample' else 0
 
-# %% ../../nbs/causal/00_patching.ipynb #508b739e
+# %% ../../nbs/causal/00_patching.ipynb #3886440d
 @patch
 def __call__(
     self: Substitutes,
@@ -75,7 +75,7 @@ def __call__(
         z[:, :, 0] = first[:, None]
     return logits, z
 
-# %% ../../nbs/causal/00_patching.ipynb #96f5ba53
+# %% ../../nbs/causal/00_patching.ipynb #a6956412
 class HeadEffects(HeadScores):
     "Hold the metric of every pair with each head patched, and the effects that follow from it."
 
@@ -102,7 +102,7 @@ class HeadEffects(HeadScores):
         "Return the number of layers."
         return len(self) // self.n_heads
 
-# %% ../../nbs/causal/00_patching.ipynb #e90abc8f
+# %% ../../nbs/causal/00_patching.ipynb #026e0786
 @patch(as_prop=True)
 def effect(self: HeadEffects) -> np.ndarray:
     "Return the signed effect of every head, a fraction of the metric's difference, float64 [n_layers * n_heads]."
@@ -122,7 +122,7 @@ def values(self: HeadEffects) -> np.ndarray:
     "Return the size of every effect, which ranks the heads, float64 [n_layers * n_heads]."
     return np.abs(self.effect)
 
-# %% ../../nbs/causal/00_patching.ipynb #50ccbf41
+# %% ../../nbs/causal/00_patching.ipynb #e1e46477
 @patch(as_prop=True)
 def se(self: HeadEffects) -> np.ndarray:
     "Return the standard error of `effect` over pairs (delta method), float64 [n_layers * n_heads]."
@@ -134,7 +134,7 @@ def done(self: HeadEffects) -> bool:
     "Return whether every head has been measured on every pair."
     return bool(np.isfinite(self.patched).all())
 
-# %% ../../nbs/causal/00_patching.ipynb #a9862725
+# %% ../../nbs/causal/00_patching.ipynb #b5d08cf5
 @patch
 def to_state(self: HeadEffects) -> tuple:  # (dict of arrays, dict of plain values)
     "Return what a saved file holds."
@@ -146,7 +146,7 @@ def from_state(cls: HeadEffects, arrays, info):
     "Return the effects that `to_state` described."
     return cls(arrays['patched'], arrays['clean'], arrays['corrupted'], info)
 
-# %% ../../nbs/causal/00_patching.ipynb #dbd69531
+# %% ../../nbs/causal/00_patching.ipynb #533b0a67
 @patch
 def reference(
     self: HeadEffects,
@@ -157,7 +157,7 @@ def reference(
 
     return effect_reference(self.effect, self.made_from, effect)
 
-# %% ../../nbs/causal/00_patching.ipynb #8dfb0f9d
+# %% ../../nbs/causal/00_patching.ipynb #6b2200bc
 @patch
 def plot(
     self: HeadEffects,
@@ -173,7 +173,7 @@ def plot(
         ax.text(*divmod(i, self.n_heads), '−', ha='center', va='center', fontsize=12, weight='bold')
     return ax
 
-# %% ../../nbs/causal/00_patching.ipynb #45fa2e98
+# %% ../../nbs/causal/00_patching.ipynb #ee4619b5
 @patch
 def __repr__(self: HeadEffects):
     m = self.made_from
@@ -187,7 +187,7 @@ def __repr__(self: HeadEffects):
     lines.append(f'  {(size >= 0.05).sum()} heads of {len(self)} at 5 % or more, {(size >= 0.02).sum()} at 2 % or more')
     return '\n'.join(lines)
 
-# %% ../../nbs/causal/00_patching.ipynb #f9165039
+# %% ../../nbs/causal/00_patching.ipynb #a5bf5fc5
 def _position_mask(positions, n_pos):
     "Return where heads are patched, bool [position]."
     mask = np.zeros(n_pos, dtype=bool)
@@ -204,7 +204,7 @@ def _position_mask(positions, n_pos):
     mask[list(positions)] = True
     return mask
 
-# %% ../../nbs/causal/00_patching.ipynb #41a06eb9
+# %% ../../nbs/causal/00_patching.ipynb #714e3c6a
 def patch_layer(
     mid,  # `Midway` over the positives
     layer: int,  # The layer
@@ -229,7 +229,7 @@ def patch_layer(
 
     return mid.rerun(layer, pair, edit, first)
 
-# %% ../../nbs/causal/00_patching.ipynb #bb5edbdf
+# %% ../../nbs/causal/00_patching.ipynb #904d9ebf
 def effects_record(
     bound,  # A `BoundTask`
     ablation,  # 'resample', 'mean' or 'zero', or a list of these
@@ -243,7 +243,7 @@ def effects_record(
         metric=getattr(get_metric(metric), '__name__', 'own').strip('_'),
     )
 
-# %% ../../nbs/causal/00_patching.ipynb #d471e239
+# %% ../../nbs/causal/00_patching.ipynb #d080a062
 def _new_effects(record):
     "Return effects with nothing measured yet."
     n_pairs = record['n_pairs']
@@ -251,7 +251,7 @@ def _new_effects(record):
     patched, clean, corrupted = (np.full(s, np.nan, np.float32) for s in ((n_pairs, n), n_pairs, n_pairs))
     return HeadEffects(patched, clean, corrupted, record)
 
-# %% ../../nbs/causal/00_patching.ipynb #21f1613d
+# %% ../../nbs/causal/00_patching.ipynb #a5274831
 def _begin(record, out):
     "Return the effects that the file `out` holds so far; without a file, new ones."
     if not out or not Path(out).is_file():
@@ -266,7 +266,7 @@ def _begin(record, out):
         )
     return found
 
-# %% ../../nbs/causal/00_patching.ipynb #0426a809
+# %% ../../nbs/causal/00_patching.ipynb #468beff1
 def _patch_batch(effects, bound, substitutes, batch, positions, metric):
     "Measure what `effects` lacks for the pairs of one batch; yield after every layer."
     n_heads = bound.model.cfg.n_heads
@@ -285,7 +285,7 @@ def _patch_batch(effects, bound, substitutes, batch, positions, metric):
             effects.patched[pairs, layer * n_heads : (layer + 1) * n_heads] = measured.cpu()
         yield layer
 
-# %% ../../nbs/causal/00_patching.ipynb #6013e889
+# %% ../../nbs/causal/00_patching.ipynb #ece8d40e
 _ROWS = 256  # rows of a forward pass: the default batch has as many pairs as fit with one row for each head of a layer
 
 
@@ -302,7 +302,7 @@ def _patch_all(effects, bound, batches, substitutes, positions, metric, out):
     if not effects.done:
         raise InputError('the metric is NaN or infinite on some pairs. Check the metric.', code='metric-not-finite')
 
-# %% ../../nbs/causal/00_patching.ipynb #c0b0b439
+# %% ../../nbs/causal/00_patching.ipynb #bc69e1eb
 def patch_heads(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task, with prompts of equal length in a pair; leave it out if `model` is a `BoundTask`
