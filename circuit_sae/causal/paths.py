@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INPUTS', 'PathEffects', 'patch_paths']
 
-# %% ../../nbs/causal/01_paths.ipynb #cf73c95a
+# %% ../../nbs/causal/01_paths.ipynb #5ccacb8e
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..models.rerun import Midway
 from ..models.writes import write_matrices
 from ..results import EdgeScores
 
-# %% ../../nbs/causal/01_paths.ipynb #dc42fec5
+# %% ../../nbs/causal/01_paths.ipynb #64c54e49
 INPUTS = ['q', 'k', 'v']
 
 
@@ -49,7 +49,7 @@ class PathEffects(EdgeScores):
             possible[at] = True
         super().__init__(np.abs(signed), n_heads, 'effect of path patching', signed, made_from, possible)
 
-# %% ../../nbs/causal/01_paths.ipynb #83f4d2e7
+# %% ../../nbs/causal/01_paths.ipynb #8e98e3d6
 @patch(as_prop=True)
 def size(self: PathEffects) -> np.ndarray:
     "Return the size of the strongest effect of each edge, float [edge], in the order of `edges`."
@@ -65,7 +65,7 @@ def ranked_inputs(
     order = np.argsort(-self.size, kind='stable')[:k]
     return [(*self.edges[i], INPUTS[self.strongest[i]], self.effect[i, self.strongest[i]]) for i in order]
 
-# %% ../../nbs/causal/01_paths.ipynb #d08669c5
+# %% ../../nbs/causal/01_paths.ipynb #5ef9252c
 @patch
 def __repr__(self: PathEffects):
     lines = [
@@ -73,7 +73,7 @@ def __repr__(self: PathEffects):
     ]
     return '\n'.join(lines + [f'  {s}→{r}.{i}  {e:+.1%}' for s, r, i, e in self.ranked_inputs(10)])
 
-# %% ../../nbs/causal/01_paths.ipynb #87352695
+# %% ../../nbs/causal/01_paths.ipynb #41c68b5e
 @patch
 def reference(
     self: PathEffects,
@@ -84,7 +84,7 @@ def reference(
 
     return measured_edges(self.edges, self.effect, self.made_from, effect)
 
-# %% ../../nbs/causal/01_paths.ipynb #e5527edb
+# %% ../../nbs/causal/01_paths.ipynb #f5c0ed6b
 @patch
 def plot(
     self: PathEffects,
@@ -96,7 +96,7 @@ def plot(
 
     return plot_graph({h for edge in self.edges for h in edge}, self, ax=ax, **kwargs)
 
-# %% ../../nbs/causal/01_paths.ipynb #2e05b20b
+# %% ../../nbs/causal/01_paths.ipynb #ca05ae42
 @patch
 def to_state(self: PathEffects) -> tuple:  # (dict of arrays, dict of plain values)
     "Return what a saved file holds."
@@ -108,7 +108,7 @@ def from_state(cls: PathEffects, arrays, info):
     "Return the effects that `to_state` described."
     return cls(arrays['edges'].tolist(), arrays['effect'], info)
 
-# %% ../../nbs/causal/01_paths.ipynb #f2fba693
+# %% ../../nbs/causal/01_paths.ipynb #fbe24627
 @patch
 def save(
     self: PathEffects,
@@ -120,7 +120,7 @@ def save(
     edges = [[str(h) for h in edge] for edge in self.edges]
     save_json(path, dict(edges=edges, effects=self.effect.round(6), made_from=self.made_from, versions=versions()))
 
-# %% ../../nbs/causal/01_paths.ipynb #4a9c411c
+# %% ../../nbs/causal/01_paths.ipynb #c8a87476
 @patch(cls_method=True)
 def load(
     cls: PathEffects,
@@ -133,7 +133,7 @@ def load(
         return cls(*read_edges(path))
     return super(PathEffects, cls).load(path)
 
-# %% ../../nbs/causal/01_paths.ipynb #4452a955
+# %% ../../nbs/causal/01_paths.ipynb #0702c115
 class _CleanRun:
     "Hold the clean passes over one batch of pairs."
 
@@ -162,7 +162,7 @@ class _CleanRun:
         positive, negative = (z[sender.layer][:, :, sender.head] for z in self.z)
         return (negative - positive) @ W[sender.layer, sender.head]
 
-# %% ../../nbs/causal/01_paths.ipynb #7cf6d53d
+# %% ../../nbs/causal/01_paths.ipynb #160d6b4a
 def _clean_inputs(mid, layer):
     "Return queries, keys and values of one layer on the clean prompts, before any rotation."
     kept = {}
@@ -174,9 +174,9 @@ def _clean_inputs(mid, layer):
     mid._go(layer, layer, torch.arange(len(mid.ids)), mid.resid[layer], 0, hooks)
     return kept
 
-# %% ../../nbs/causal/01_paths.ipynb #4f0f2070
+# %% ../../nbs/causal/01_paths.ipynb #8dc1e22d
 def _receiver_z(mid, layer, rows, delta, only, clean, start):
-    "Return `z` [row, position, n_heads, d_head] if only input `only` of the layer reads `delta` [row, position, d_model]."
+    "Return `z` [row, position, n_heads, d_head] if input `only` alone reads `delta` [row, position, d_model]."
     kept = {}
 
     def use_clean(name):
@@ -188,7 +188,7 @@ def _receiver_z(mid, layer, rows, delta, only, clean, start):
     mid._go(layer, layer, rows, x + delta.to(x), start, hooks)
     return kept['z']
 
-# %% ../../nbs/causal/01_paths.ipynb #97ef026c
+# %% ../../nbs/causal/01_paths.ipynb #cb0a6adf
 def _replace_heads(mid, layer, rows, new, head, start):
     "Return the logits if in row `i` the `z` of head `head[i]` is `new[i, :, head[i]]`."
     at = torch.arange(len(rows))
@@ -200,7 +200,7 @@ def _replace_heads(mid, layer, rows, new, head, start):
 
     return mid.rerun(layer, rows, edit, start)
 
-# %% ../../nbs/causal/01_paths.ipynb #c519e9f4
+# %% ../../nbs/causal/01_paths.ipynb #816124a2
 _ROWS = 256  # rows of a forward pass
 
 
@@ -222,7 +222,7 @@ def _falls_into(clean_run, W, layer, edges):
             falls[k : k + step, i] = fall.view(len(part), n).sum(1).tolist()
     return falls
 
-# %% ../../nbs/causal/01_paths.ipynb #2f7ca8dd
+# %% ../../nbs/causal/01_paths.ipynb #bc6ea0c0
 def _edges_between(heads, n_layers, n_heads):
     "Return the pairs (sender, receiver) of `heads` whose sender is in an earlier layer."
     heads = sorted(parse_head(h) for h in heads)
@@ -236,7 +236,7 @@ def _edges_between(heads, n_layers, n_heads):
         )
     return edges
 
-# %% ../../nbs/causal/01_paths.ipynb #5660e64f
+# %% ../../nbs/causal/01_paths.ipynb #4f3a2a85
 def _edge_effects(bound, edges, batches, metric):
     "Return the effect of every edge, float [edge, input]."
     into = {}
@@ -254,7 +254,7 @@ def _edge_effects(bound, edges, batches, metric):
                 bar.update()
     return total / gap
 
-# %% ../../nbs/causal/01_paths.ipynb #8953bb58
+# %% ../../nbs/causal/01_paths.ipynb #32135a63
 def patch_paths(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task, with prompts of equal length in a pair; leave it out if `model` is a `BoundTask`
@@ -267,8 +267,8 @@ def patch_paths(
     Source: Wang et al. 2022; Goldowsky-Dill et al. 2023.
 
     1. Run positives and negatives and keep the output of every sender in both.
-    2. Run the receiver's layer with the difference of the sender's two outputs added to its residual stream. Take one of
-       queries, keys and values from this run and the other two from the clean run.
+    2. Run the receiver's layer with the difference of the sender's two outputs added to its residual stream. Take one
+       of queries, keys and values from this run and the other two from the clean run.
     3. Patch the receiver's new output into the clean run. The effect is the fall of the metric, as a fraction of its
        difference between positives and negatives.
     """
