@@ -122,13 +122,12 @@ def test_a_rerun_leaves_the_model_as_it_was(bound):
 def test_paths_and_attribution_run(bound):
     edges = patch_paths(bound, heads=['L0H0', 'L1H1', 'L2H3'])
     assert len(edges) == 3 and np.isfinite(edges.effect).all() and (edges.size > 0).all()
-    attribution = attribute_heads(bound.model, bound.task, steps=2)
-    assert np.isfinite(np.asarray(attribution)).all()
+    assert np.isfinite(attribute_heads(bound.model, bound.task, steps=2).values).all()
 
 
 def test_attribution_is_the_slope_of_patching(bound):
     "A head patched a small part of the way moves the metric by that part of its attribution."
-    attribution = np.asarray(getattr(attribute_heads(bound.model, bound.task), 'signed', None))
+    attribution = attribute_heads(bound.model, bound.task).signed
     gap = 0
     slopes = {(0, 2): 0, (2, 1): 0}
     for batch in pair_batches(bound, pad=False):

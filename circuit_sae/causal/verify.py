@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_kept', 'head_sets', 'measure_sets', 'Verification', 'check_gap', 'verify_circuit']
 
-# %% ../../nbs/causal/02_verify.ipynb #74323649
+# %% ../../nbs/causal/02_verify.ipynb #8c095171
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -18,7 +18,7 @@ from ..models.behaviour import get_metric
 from ..models.rerun import run_edited
 from ..stats import effect_size, share
 
-# %% ../../nbs/causal/02_verify.ipynb #02920760
+# %% ../../nbs/causal/02_verify.ipynb #ba1e7dd2
 def run_kept(
     model,  # A TransformerLens bridge
     ids,  # Token ids, int [batch, position]
@@ -38,7 +38,7 @@ def run_kept(
 
     return run_edited(model, ids.repeat(len(keep), 1), edit).unflatten(0, (len(keep), -1))
 
-# %% ../../nbs/causal/02_verify.ipynb #3c3ab9a6
+# %% ../../nbs/causal/02_verify.ipynb #31e53df0
 def _subsets(k, n, rng):
     "Return `n` random subsets of `k` elements, or all subsets if there are at most `n`, bool [subset, k]."
     if 2**k <= n:
@@ -51,7 +51,7 @@ def _shuffled(circuit, n_heads, n, rng):
     layers = np.broadcast_to(circuit.reshape(-1, n_heads), (n, len(circuit) // n_heads, n_heads))
     return rng.permuted(layers, axis=2).reshape(n, -1)
 
-# %% ../../nbs/causal/02_verify.ipynb #48128dce
+# %% ../../nbs/causal/02_verify.ipynb #5de629bb
 def head_sets(
     circuit,  # bool [n_layers * n_heads]
     n_heads: int,  # Heads in each layer
@@ -73,7 +73,7 @@ def head_sets(
     sets |= dict(all_but_part=~part, circuit_but_part=circuit & ~part)
     return sets | dict(random=_shuffled(circuit, n_heads, n_random, rng))
 
-# %% ../../nbs/causal/02_verify.ipynb #c1459af5
+# %% ../../nbs/causal/02_verify.ipynb #0b5bc901
 def _to_numpy(x):
     "Return a tensor as a float32 array."
     return x.detach().float().cpu().numpy()
@@ -88,7 +88,7 @@ def _measure_batch(bound, batch, keep, substitute, metric, rows):
             measured.append(_to_numpy(bound.measure(metric, logits, batch.pairs)))
     return np.stack(measured)
 
-# %% ../../nbs/causal/02_verify.ipynb #4232d314
+# %% ../../nbs/causal/02_verify.ipynb #0ed4c3ed
 def measure_sets(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task, with prompts of equal length in a pair; leave it out if `model` is a `BoundTask`
@@ -115,7 +115,7 @@ def measure_sets(
                 bar.update()
     return out, negative
 
-# %% ../../nbs/causal/02_verify.ipynb #d03e80cd
+# %% ../../nbs/causal/02_verify.ipynb #846b7415
 class Verification:
     """Hold the figures of a circuit.
 
@@ -157,7 +157,7 @@ class Verification:
     def __repr__(self):
         return self.table()
 
-# %% ../../nbs/causal/02_verify.ipynb #75ee7722
+# %% ../../nbs/causal/02_verify.ipynb #8b07b11b
 def _figures(m, negative):
     "Return every figure, [ablation] or [ablation, set], from the metric with the sets of `head_sets`."
     whole = m['all'] - m['none']
@@ -183,7 +183,7 @@ def _figures(m, negative):
         p=(1 + (random >= faithfulness).sum(1)) / (1 + random.shape[1]),
     )
 
-# %% ../../nbs/causal/02_verify.ipynb #5758a521
+# %% ../../nbs/causal/02_verify.ipynb #e6420f00
 def _check_circuit(circuit, n_layers, n_heads):
     "Return a set of heads as bool [n_layers * n_heads]; it must not be empty, and at least one head must be outside."
     n = n_layers * n_heads
@@ -198,7 +198,7 @@ def _check_circuit(circuit, n_layers, n_heads):
         )
     return mask
 
-# %% ../../nbs/causal/02_verify.ipynb #84a7fcf6
+# %% ../../nbs/causal/02_verify.ipynb #61df764e
 def _check_scores(scores, n):
     "Return scores as float [n]; None without scores."
     if scores is None:
@@ -208,14 +208,14 @@ def _check_scores(scores, n):
         raise InputError(f'expected scores of the {n} heads of the model, got {len(flat)}.', code='score-shape')
     return flat
 
-# %% ../../nbs/causal/02_verify.ipynb #5a243910
+# %% ../../nbs/causal/02_verify.ipynb #cfc54a7a
 def _check_counts(**counts):
     "Raise `InputError` unless every count is a whole number and at least its minimum."
     for name, (x, least) in counts.items():
         if not isinstance(x, (int, np.integer)) or x < least:
             raise InputError(f'{name} must be a whole number, {least} or more; got {x}.', code='bad-count')
 
-# %% ../../nbs/causal/02_verify.ipynb #71f6fbda
+# %% ../../nbs/causal/02_verify.ipynb #01dff021
 def check_gap(
     m,  # Metric with all heads and with none, float [ablation, 2, pair]
     ablations,  # Name of each ablation
@@ -232,7 +232,7 @@ def check_gap(
                 code='no-difference',
             )
 
-# %% ../../nbs/causal/02_verify.ipynb #8568b351
+# %% ../../nbs/causal/02_verify.ipynb #95494cab
 def _measure_kinds(bound, sets, ablations, metric, batch_size):
     "Return the metric by kind of set, float32 [ablation, set, pair] each, and on negatives; run equal sets once."
     rows, which = np.unique(np.concatenate([*sets.values()]), axis=0, return_inverse=True)
@@ -240,7 +240,7 @@ def _measure_kinds(bound, sets, ablations, metric, batch_size):
     ends = np.cumsum([len(s) for s in sets.values()])[:-1]
     return dict(zip(sets, np.split(measured[:, which.ravel()], ends, axis=1))), negative
 
-# %% ../../nbs/causal/02_verify.ipynb #072dd4a7
+# %% ../../nbs/causal/02_verify.ipynb #0ef0c6c3
 def verify_circuit(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task, with prompts of equal length in a pair; leave it out if `model` is a `BoundTask`
@@ -278,7 +278,7 @@ def verify_circuit(
     measured, negative = _measure_kinds(bound, sets, kinds, metric, batch_size)
     return Verification([h for h, c in zip(all_heads(*size), mask) if c], measured, negative, record, scores)
 
-# %% ../../nbs/causal/02_verify.ipynb #41504da3
+# %% ../../nbs/causal/02_verify.ipynb #f7406fa0
 @patch
 def _figure_texts(self: Verification, a):
     "Return the figures of the whole circuit under ablation number `a`: name to text."
@@ -295,7 +295,7 @@ def _figure_texts(self: Verification, a):
         'p': f'{self.p[a]:.3f}',
     }
 
-# %% ../../nbs/causal/02_verify.ipynb #f0d0bd1f
+# %% ../../nbs/causal/02_verify.ipynb #10390cb7
 @patch
 def _order(self: Verification):
     "Return the order of the heads: largest score first, without scores as in the model."
@@ -314,7 +314,7 @@ def _head_line(self: Verification, i):
     score = '' if self.scores is None else f'{self.association[i]:<11.4g}'
     return f'{self.heads[i]!s:<10}{score:<16}' + ''.join(f'{c:>22}' for c in cells)
 
-# %% ../../nbs/causal/02_verify.ipynb #87ea3777
+# %% ../../nbs/causal/02_verify.ipynb #ac2b9767
 @patch
 def table(self: Verification) -> str:
     "Return the figures of the whole circuit, then of each head, as text with columns for each ablation."
@@ -336,7 +336,7 @@ def table(self: Verification) -> str:
     ]
     return '\n'.join(lines + [self._head_line(i) for i in self._order()])
 
-# %% ../../nbs/causal/02_verify.ipynb #ba44447f
+# %% ../../nbs/causal/02_verify.ipynb #9c9a1ae8
 _BY_ABLATION = (
     'faithfulness faithfulness_se left left_se incompleteness minimality minimality_se alone alone_se random p'.split()
 )
@@ -355,7 +355,7 @@ def to_dict(self: Verification) -> dict:
         made_from=self.made_from,
     )
 
-# %% ../../nbs/causal/02_verify.ipynb #e4d3b72d
+# %% ../../nbs/causal/02_verify.ipynb #78c5beef
 @patch
 def to_pandas(self: Verification):  # pandas DataFrame
     "Return one row for each head and ablation: score, effect alone, minimality, and their standard errors."
@@ -371,7 +371,7 @@ def to_pandas(self: Verification):  # pandas DataFrame
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/causal/02_verify.ipynb #8c10c302
+# %% ../../nbs/causal/02_verify.ipynb #1d992bcf
 def _lines_up(x, y, names):
     "Return for each name how many earlier names stand at the same place, int [name]."
     x, y = np.asarray(x), np.asarray(y)
@@ -382,7 +382,7 @@ def _lines_up(x, y, names):
     named = np.array([bool(n) for n in names])
     return (np.tril(near(x) & near(y), -1) & named).sum(1)
 
-# %% ../../nbs/causal/02_verify.ipynb #e7a9daa3
+# %% ../../nbs/causal/02_verify.ipynb #468dfc89
 def _draw_heads(ax, x, y, se, names, filled):
     "Draw heads as points with error bars and names; heads outside the circuit are hollow."
     ax.errorbar(x, y, 1.96 * se, fmt='none', color='.6', lw=1, zorder=1)
@@ -391,7 +391,7 @@ def _draw_heads(ax, x, y, se, names, filled):
     for a, b, name, up in zip(x, y, names, _lines_up(x, y, names)):
         ax.annotate(name, (a, b), xytext=(4, 3 + 8 * up), textcoords='offset points', fontsize=7)
 
-# %% ../../nbs/causal/02_verify.ipynb #f876a0f4
+# %% ../../nbs/causal/02_verify.ipynb #bb9a7904
 def _draw_random(ax, random, faithfulness):
     "Draw random circuits as bars and the circuit as a point."
     ax.plot(np.zeros(len(random)), random, '_', color='.5', ms=14)
@@ -402,7 +402,7 @@ def _draw_random(ax, random, faithfulness):
     ax.set(xlim=(-0.6, 0.6), xticks=[], ylabel='F')
     ax.set_title(f'F of the circuit (point)\nand of {len(random)} random ones', fontsize=8)
 
-# %% ../../nbs/causal/02_verify.ipynb #22f75308
+# %% ../../nbs/causal/02_verify.ipynb #0367e57c
 @patch
 def _check_effects(self: Verification, effects, ablation):
     "Raise `InputError` unless heads outside the circuit can be drawn with these effects."
@@ -421,7 +421,7 @@ def _check_effects(self: Verification, effects, ablation):
             code='other-effects',
         )
 
-# %% ../../nbs/causal/02_verify.ipynb #6ce07a43
+# %% ../../nbs/causal/02_verify.ipynb #d04beb9e
 @patch
 def _draw_others(self: Verification, ax, effects, size):
     "Draw the heads outside the circuit, with names if their effect is at least `size`."
@@ -430,7 +430,7 @@ def _draw_others(self: Verification, ax, effects, size):
     names = [str(effects.heads[i]) if abs(e) >= size else '' for i, e in zip(outside, effect)]
     _draw_heads(ax, self.scores[outside], effect, effects.se[outside], names, False)
 
-# %% ../../nbs/causal/02_verify.ipynb #44aa05b7
+# %% ../../nbs/causal/02_verify.ipynb #37ebd6e8
 @patch
 def plot(
     self: Verification,

@@ -6,7 +6,7 @@
 __all__ = ['Reference', 'effect_reference', 'read_effects', 'effects_file', 'reference', 'References', 'references', 'truth_mask',
            'ReferenceEdges', 'measured_edges', 'read_edges', 'reference_edges', 'published_figures']
 
-# %% ../../nbs/truth/00_references.ipynb #1f477cb7
+# %% ../../nbs/truth/00_references.ipynb #67a3be1b
 import json
 import textwrap
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from ..core import InputError, all_heads, head_index, load_json, one_of, parse_h
 from ..results import layer_order
 from ..stats import effect_size
 
-# %% ../../nbs/truth/00_references.ipynb #1822b79d
+# %% ../../nbs/truth/00_references.ipynb #60b844a5
 @cache
 def _data():
     "Return the contents of `assets/circuits.json`."
     return json.loads(resources.files('circuit_sae').joinpath('assets', 'circuits.json').read_text(encoding='utf-8'))
 
-# %% ../../nbs/truth/00_references.ipynb #9f594f0f
+# %% ../../nbs/truth/00_references.ipynb #7d9884f1
 def _checked_roles(roles, heads):
     "Return the roles with their heads sorted; every head with a role must be in `heads`."
     roles = {role: sorted(map(parse_head, members)) for role, members in (roles or {}).items()}
@@ -39,7 +39,7 @@ def _checked_roles(roles, heads):
         )
     return roles
 
-# %% ../../nbs/truth/00_references.ipynb #0e1c55a1
+# %% ../../nbs/truth/00_references.ipynb #adc59981
 @dataclass(frozen=True, repr=False)
 class Reference:
     "Hold the heads that a source names as the circuit of `task` in `model`."
@@ -69,7 +69,7 @@ class Reference:
     def __contains__(self, head):
         return parse_head(head) in self.heads
 
-# %% ../../nbs/truth/00_references.ipynb #f3166495
+# %% ../../nbs/truth/00_references.ipynb #ee07af2d
 @patch
 def mask(self: Reference) -> np.ndarray:  # bool [n_layers * n_heads]
     "Return True for every head in the list, in the order of `all_heads`."
@@ -81,7 +81,7 @@ def name(self: Reference) -> str:  # Such as 'ioi/wang2022'
     "Return task and variant, to be written beside every figure that is measured against this list."
     return f'{self.task}/{self.variant}'
 
-# %% ../../nbs/truth/00_references.ipynb #d8d11a45
+# %% ../../nbs/truth/00_references.ipynb #29f645c2
 def _wrap(label, heads, width):
     "Return the label and the heads, wrapped at 100 characters."
     line = f'{label:<{width}}  ' + ' '.join(map(str, heads))
@@ -102,7 +102,7 @@ def __repr__(self: Reference):
     width = max(map(len, groups))
     return '\n'.join(lines + [_wrap(role, members, width) for role, members in groups.items()])
 
-# %% ../../nbs/truth/00_references.ipynb #d4690c9d
+# %% ../../nbs/truth/00_references.ipynb #1ca59641
 def _large_effects(effects, heads, effect):
     "Return [(head, effect)] for effects of at least `effect` in size."
     if not effect > 0:
@@ -110,7 +110,7 @@ def _large_effects(effects, heads, effect):
     missing = np.count_nonzero(~np.isfinite(effects))
     if missing:
         raise InputError(
-            f'{missing} of {len(heads)} heads have no effect yet. Run `patch_heads` with the same `out` to measure them.',
+            f'{missing} of {len(heads)} heads have not been measured. Run `patch_heads` with the same `out` again.',
             code='unfinished-effects',
         )
     large = [(h, e) for h, e in zip(heads, effects) if abs(e) >= effect]
@@ -122,7 +122,7 @@ def _large_effects(effects, heads, effect):
         )
     return large
 
-# %% ../../nbs/truth/00_references.ipynb #fb4c0a06
+# %% ../../nbs/truth/00_references.ipynb #cf0ae337
 def effect_reference(
     effects,  # Signed effects, float [n_layers * n_heads]
     made_from: dict,  # What they were measured on; see `effects_record` of causal.patching
@@ -139,7 +139,7 @@ def effect_reference(
     variant = f'{m["ablation"]} {effect:.0%}'
     return Reference(m['task'], helps + hurts, *size, variant, m['model']['name'], source, roles)
 
-# %% ../../nbs/truth/00_references.ipynb #05559476
+# %% ../../nbs/truth/00_references.ipynb #fef7dde1
 def read_effects(
     path,  # A file that `HeadEffects.save` wrote
 ) -> tuple:  # (what they were measured on, dict of arrays `patched` [pair, head], `clean` [pair], `corrupted` [pair])
@@ -153,7 +153,7 @@ def _effects_dir(model):
     folder = Path(str(resources.files('circuit_sae').joinpath('assets', 'effects')))
     return folder / one_of(model, sorted(p.name for p in folder.iterdir()), 'model with measured effects')
 
-# %% ../../nbs/truth/00_references.ipynb #2c63727f
+# %% ../../nbs/truth/00_references.ipynb #e263d290
 def effects_file(
     task,  # A task or its name
     model: str = 'smollm2-135m',  # A model whose effects are part of the package
@@ -165,7 +165,7 @@ def effects_file(
     one_of(ablation, [a for t, a in found if t == name], 'measured ablation')
     return _effects_dir(model) / f'{name}-{ablation}.safetensors'
 
-# %% ../../nbs/truth/00_references.ipynb #a1ef7352
+# %% ../../nbs/truth/00_references.ipynb #c7d24043
 def _published(task):
     "Return the name of a task and its entry in `assets/circuits.json`."
     data = _data()
@@ -178,7 +178,7 @@ def _published(task):
         )
     return task, data['tasks'][task]
 
-# %% ../../nbs/truth/00_references.ipynb #177eeade
+# %% ../../nbs/truth/00_references.ipynb #5e929f28
 def reference(
     task,  # `'ioi'`, `'greater_than'`, `'docstring'`, or a task of that name
     variant: str = None,  # Which published list; default: `wang2022`, `hanna2023` or `heimersheim2023`
@@ -197,7 +197,7 @@ def reference(
     model = {k: entry[k] for k in ('n_layers', 'n_heads', 'model')}
     return Reference(task, variant=variant, **model, **entry['variants'][variant])
 
-# %% ../../nbs/truth/00_references.ipynb #2a9f5a93
+# %% ../../nbs/truth/00_references.ipynb #dc049b6f
 def _list_row(r):
     "Return the line of one list in the table: task, variant, model, number of heads, source."
     star = '*' if r.variant == _data()['tasks'][r.task]['default'] else ''
@@ -213,12 +213,12 @@ class References(list):
         widths[-1] = 0
         return '\n'.join('  '.join(f'{cell:<{w}}' for cell, w in zip(row, widths)) for row in rows)
 
-# %% ../../nbs/truth/00_references.ipynb #8ba764a2
+# %% ../../nbs/truth/00_references.ipynb #296bd9d4
 def references() -> References:  # A list of `Reference`
     "Return every published list."
     return References(reference(task, v) for task, entry in _data()['tasks'].items() for v in entry['variants'])
 
-# %% ../../nbs/truth/00_references.ipynb #8e4e86ec
+# %% ../../nbs/truth/00_references.ipynb #b105c3bb
 def _place(heads, shape, what):
     "Return a flat mask over all heads of a model of `shape` in which `heads` are True."
     outside = [h for h in heads if h.layer >= shape[0] or h.head >= shape[1]]
@@ -232,7 +232,7 @@ def _place(heads, shape, what):
         mask[h] = True
     return mask.ravel()
 
-# %% ../../nbs/truth/00_references.ipynb #84839b0a
+# %% ../../nbs/truth/00_references.ipynb #c5e1afff
 def _from_reference(r, n, shape):
     "Return the mask of a `Reference`, which must be of a model of the same size, and that size."
     what = f'reference {r.name}'
@@ -246,7 +246,7 @@ def _from_reference(r, n, shape):
         f'{what} is of a model with {size[0]} layers x {size[1]} heads but {got}: another model?', code='other-model'
     )
 
-# %% ../../nbs/truth/00_references.ipynb #1fd20a04
+# %% ../../nbs/truth/00_references.ipynb #bf80d2c4
 def _as_array(items):
     "Return `items` as an array; an empty one if they mix several spellings of heads."
     try:
@@ -267,7 +267,7 @@ def _labels(a, n, shape):
         raise InputError('labels must be True and False, or 1 and 0.', code='not-labels')
     return a.ravel().astype(bool)
 
-# %% ../../nbs/truth/00_references.ipynb #79fd3d85
+# %% ../../nbs/truth/00_references.ipynb #01f5444c
 def truth_mask(
     truth,  # A `Reference`, heads in any spelling, or labels (booleans, or 1-D of 0 and 1)
     n: int,  # Number of scores
@@ -293,7 +293,27 @@ def truth_mask(
         )
     return _place([parse_head(h if isinstance(h, str) else tuple(h)) for h in items], shape, 'the list'), shape
 
-# %% ../../nbs/truth/00_references.ipynb #a47a0bf5
+# %% ../../nbs/truth/00_references.ipynb #25d2e47a
+def _pair_mask(pairs, n_layers, n_heads):
+    "Return a mask over [sender, receiver] in which `pairs` are True."
+    n = n_layers * n_heads
+    mask = np.zeros((n, n), bool)
+    for sender, receiver, *_ in pairs:
+        mask[head_index(sender, n_layers, n_heads), head_index(receiver, n_layers, n_heads)] = True
+    return mask
+
+
+def _edge_lines(edges):
+    "Return the source and, for each receiver and its inputs, the senders."
+    senders = {}
+    for sender, receiver, inputs in edges:
+        senders.setdefault((receiver, inputs), []).append(sender)
+    lines = [f'source: {edges.source}']
+    for (receiver, inputs), heads in sorted(senders.items()):
+        lines.append(_wrap(f'{receiver!s:<6} {" ".join(inputs):<5} <-', heads, 15))
+    return lines
+
+# %% ../../nbs/truth/00_references.ipynb #88c04500
 class ReferenceEdges(list):
     "Hold the edges of one task: `(sender, receiver, ('K', 'V'))`, with the inputs that read the sender."
 
@@ -320,42 +340,20 @@ class ReferenceEdges(list):
         "Return task and variant, to be written beside every figure that is measured against these edges."
         return f'{self.task}/{self.variant} edges'
 
-# %% ../../nbs/truth/00_references.ipynb #d47e6767
-@patch
-def _pair_mask(self: ReferenceEdges, pairs):
-    "Return a mask over [sender, receiver] in which `pairs` are True."
-    n = self.n_layers * self.n_heads
-    mask = np.zeros((n, n), bool)
-    for sender, receiver, *_ in pairs:
-        mask[tuple(head_index(h, self.n_layers, self.n_heads) for h in (sender, receiver))] = True
-    return mask
+    def mask(self) -> np.ndarray:  # bool [sender, receiver]
+        "Return True for every edge of the list."
+        return _pair_mask(self, self.n_layers, self.n_heads)
 
-# %% ../../nbs/truth/00_references.ipynb #8ef90d2d
-@patch
-def mask(self: ReferenceEdges) -> np.ndarray:  # bool [sender, receiver]
-    "Return True for every edge of the list."
-    return self._pair_mask(self)
+    def possible(self) -> np.ndarray:  # bool [sender, receiver]
+        "Return True for every measured pair; for published edges, if the sender's layer is before the receiver's."
+        if self.measured is None:
+            return layer_order(self.n_layers, self.n_heads)
+        return _pair_mask(self.measured, self.n_layers, self.n_heads)
 
+    def __repr__(self):
+        return '\n'.join([f'{self.name}: {len(self)} of {self.possible().sum()} possible', *_edge_lines(self)])
 
-@patch
-def possible(self: ReferenceEdges) -> np.ndarray:  # bool [sender, receiver]
-    "Return True for every pair that was measured; for published edges, if the sender's layer is before the receiver's."
-    if self.measured is not None:
-        return self._pair_mask(self.measured)
-    return layer_order(self.n_layers, self.n_heads)
-
-# %% ../../nbs/truth/00_references.ipynb #3e8c01e0
-@patch
-def __repr__(self: ReferenceEdges):
-    senders = {}
-    for sender, receiver, inputs in self:
-        senders.setdefault((receiver, inputs), []).append(sender)
-    lines = [f'{self.name}: {len(self)} of {self.possible().sum()} possible', f'source: {self.source}']
-    for (receiver, inputs), heads in sorted(senders.items()):
-        lines.append(_wrap(f'{receiver!s:<6} {" ".join(inputs):<5} <-', heads, 15))
-    return '\n'.join(lines)
-
-# %% ../../nbs/truth/00_references.ipynb #1278ded6
+# %% ../../nbs/truth/00_references.ipynb #86dcd32a
 def _published_edges(task):
     "Return the published edges of a task, in the order of the heads."
     task, entry = _published(task)
@@ -368,7 +366,7 @@ def _published_edges(task):
     e = entry['edges']
     return ReferenceEdges(edges, task, e['variant'], e['source'], entry['n_layers'], entry['n_heads'])
 
-# %% ../../nbs/truth/00_references.ipynb #c903a3e5
+# %% ../../nbs/truth/00_references.ipynb #8b188b7e
 def measured_edges(
     edges,  # [(sender, receiver)], all that were measured
     effects,  # Signed effects through the receiver's queries, keys and values, float [edge, 3]
@@ -392,7 +390,7 @@ def measured_edges(
         large, m['task'], variant, source, m['model']['n_layers'], m['model']['n_heads'], measured=list(edges)
     )
 
-# %% ../../nbs/truth/00_references.ipynb #251cbd6a
+# %% ../../nbs/truth/00_references.ipynb #26948112
 def read_edges(
     path,  # A `.json` file that `PathEffects.save` wrote
 ) -> tuple:  # ([(sender, receiver)], effects as float [edge, input], what they were measured on)
@@ -404,7 +402,7 @@ def read_edges(
         made_from = made_from | dict(model=dict(name=made_from['model'], **size), ablation='resample', positions='all')
     return [tuple(map(parse_head, edge)) for edge in d['edges']], np.array(d['effects']), made_from
 
-# %% ../../nbs/truth/00_references.ipynb #95b5934b
+# %% ../../nbs/truth/00_references.ipynb #c412351e
 def reference_edges(
     task,  # `'ioi'`, `'greater_than'`, `'docstring'`, or a task of that name
     model: str = None,  # A model whose edges were measured, such as `'smollm2-135m'`: its measured edges
@@ -418,7 +416,7 @@ def reference_edges(
     name = one_of(getattr(task, 'name', task), names, 'task with measured edges')
     return measured_edges(*read_edges(folder / f'{name}-edges.json'), effect)
 
-# %% ../../nbs/truth/00_references.ipynb #4e7d9f34
+# %% ../../nbs/truth/00_references.ipynb #8751bb76
 def published_figures() -> dict:  # Name of a figure to its numbers, `source` and, where needed, `note` and `against`
     "Return figures published on recovering these circuits."
     return json.loads(json.dumps(_data()['figures']))  # a copy, so that changes stay with the caller
