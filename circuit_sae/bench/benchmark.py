@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../../nbs/bench/03_benchmark.ipynb #62cea9ac
+# %% ../../nbs/bench/03_benchmark.ipynb #4df41092
 import numpy as np
 from fastcore.basics import patch
 from .runs import become_worker, plan_runs, read_row, read_spec, run_cell, set_aside, write_row
@@ -40,7 +40,7 @@ def _known_truth(name, base, effect):
             return published
     return references.reference(name, model=base, effect=effect)
 
-# %% ../../nbs/bench/03_benchmark.ipynb #f26956d5
+# %% ../../nbs/bench/03_benchmark.ipynb #99798a91
 def _truth_of(model, task, truths, effect):
     "Return the ground truth for the rows of a model and task; None if they are not to be judged."
     base, _ = read_spec(model)
@@ -155,7 +155,7 @@ def _table_rows(path, damaged):
         damaged(path, f'no table: {str(e).splitlines()[0]}')
         return []
 
-# %% ../../nbs/bench/03_benchmark.ipynb #ee2399a3
+# %% ../../nbs/bench/03_benchmark.ipynb #be7a91eb
 def _stored(out, damaged=set_aside):
     "Return the rows of the table in `out`, then those of finished runs that are not in it."
     rows = _table_rows(Path(out) / 'table.parquet', damaged)
@@ -217,7 +217,7 @@ def _import_problem(method):
         return 'it was defined in a notebook or at a prompt'
     return ''
 
-# %% ../../nbs/bench/03_benchmark.ipynb #7b9d8793
+# %% ../../nbs/bench/03_benchmark.ipynb #743e6911
 def _check_importable(runs):
     "Raise `InputError` for a method that another process cannot import."
     for method in {id(r.method): r.method for r in runs}.values():
@@ -229,7 +229,7 @@ def _check_importable(runs):
                 code='not-importable',
             )
 
-# %% ../../nbs/bench/03_benchmark.ipynb #9509b2a2
+# %% ../../nbs/bench/03_benchmark.ipynb #8f7e8019
 def _collect(pending, n_runs, out):
     "Return the rows of all futures in the set `pending`, which becomes empty."
     rows = []
@@ -277,7 +277,7 @@ def _do_runs(todo, out, executor, n_workers):
         if executor is None:
             _close(pool, others, unfinished=bool(pending))
 
-# %% ../../nbs/bench/03_benchmark.ipynb #197332f1
+# %% ../../nbs/bench/03_benchmark.ipynb #b6dc9400
 def _finished(runs, out):
     "Return the rows of the finished runs by key, from their files or from the table."
     in_table = {row['key']: row for row in _stored(out) if not row.get('error')}
@@ -361,7 +361,7 @@ class Leaderboard:
             lines.append('  '.join([row[0].ljust(widths[0]), *rest]).rstrip())
         return '\n'.join([*lines, '', *self.notes])
 
-# %% ../../nbs/bench/03_benchmark.ipynb #9ab28f0c
+# %% ../../nbs/bench/03_benchmark.ipynb #c7ea66ae
 @patch
 def to_markdown(self: Leaderboard) -> str:
     "Return the table in Markdown."
@@ -385,7 +385,7 @@ def _plus_minus(mean, half):
     "Return a mean with half the width of its interval, if that is known."
     return f'{mean:.2f}' if np.isnan(half) else f'{mean:.2f} ±{half:.2f}'
 
-# %% ../../nbs/bench/03_benchmark.ipynb #1df7c968
+# %% ../../nbs/bench/03_benchmark.ipynb #0bcd30d0
 def _board_row(name, own, groups):
     "Return the cells of one method."
     cells = []
@@ -424,14 +424,14 @@ def _summary(runs):
     row['chance'] = np.mean([_chance(n, round(n / rate)) for n, rate in zip(runs.n_true, runs.base_rate)])
     return row | runs[['forward', 'backward', 'seconds']].mean().to_dict()
 
-# %% ../../nbs/bench/03_benchmark.ipynb #fd82b99e
+# %% ../../nbs/bench/03_benchmark.ipynb #6a9e5cf3
 def _best_first(frame):
     "Return the rows with the methods in the order of groups covered, then of mean average precision."
     precision = frame.groupby('method').average_precision.agg(['count', 'mean'])
     order = precision.sort_values(['count', 'mean'], ascending=False).index
     return frame.set_index('method').loc[order].reset_index()
 
-# %% ../../nbs/bench/03_benchmark.ipynb #216aaa6a
+# %% ../../nbs/bench/03_benchmark.ipynb #ef2c9ca1
 def _column_note(frame):
     "Return the line that explains the columns."
     rates = frame.groupby('group', sort=False).chance.mean()

@@ -72,7 +72,7 @@ class Meter:
         for hook in self.hooks:
             hook.remove()
 
-# %% ../../nbs/bench/00_scorers.ipynb #d73d8595
+# %% ../../nbs/bench/00_scorers.ipynb #7e86e065
 @patch
 def _count_forward(self: Meter, block, args, kwargs, out):
     "Count one layer of a forward pass, and watch for a backward pass through it."
@@ -113,7 +113,7 @@ class Evidence:
         self._stages = {}  # name: (result, cost)
         self._used = {}  # name: was the stage computed while this scorer ran?
 
-# %% ../../nbs/bench/00_scorers.ipynb #40dc96ae
+# %% ../../nbs/bench/00_scorers.ipynb #392efdc8
 @patch(as_prop=True)
 def model(self: Evidence):
     "Return the TransformerLens bridge."
@@ -125,7 +125,7 @@ def task(self: Evidence):
     "Return the `Task`."
     return self.bound.task
 
-# %% ../../nbs/bench/00_scorers.ipynb #55b8203a
+# %% ../../nbs/bench/00_scorers.ipynb #a487d496
 @patch(as_prop=True)
 def n(self: Evidence) -> int:
     "Return the number of heads of the model."
@@ -137,7 +137,7 @@ def rng(self: Evidence) -> np.random.Generator:
     "Return a fresh random generator with this seed."
     return np.random.default_rng(self.seed)
 
-# %% ../../nbs/bench/00_scorers.ipynb #7f7564b5
+# %% ../../nbs/bench/00_scorers.ipynb #c1edca68
 @patch
 def with_seed(
     self: Evidence,
@@ -148,7 +148,7 @@ def with_seed(
     new._stages = self._stages
     return new
 
-# %% ../../nbs/bench/00_scorers.ipynb #bc217aba
+# %% ../../nbs/bench/00_scorers.ipynb #58f10bcc
 @patch
 def stage(
     self: Evidence,
@@ -164,7 +164,7 @@ def stage(
     self._used.setdefault(name, False)
     return self._stages[name][0]
 
-# %% ../../nbs/bench/00_scorers.ipynb #4e27c22c
+# %% ../../nbs/bench/00_scorers.ipynb #0a54d906
 @patch
 def cost(
     self: Evidence,
@@ -174,7 +174,7 @@ def cost(
     earlier = [self._stages[name][1] for name, now in self._used.items() if not now]
     return sum(earlier, measured)
 
-# %% ../../nbs/bench/00_scorers.ipynb #74009b1c
+# %% ../../nbs/bench/00_scorers.ipynb #d42838c2
 @patch
 def acts(
     self: Evidence,
@@ -186,14 +186,14 @@ def acts(
         lambda: cache_head_acts(self.bound, pool=pool, batch_size=self.batch_size),
     )
 
-# %% ../../nbs/bench/00_scorers.ipynb #10eb29e9
+# %% ../../nbs/bench/00_scorers.ipynb #ddc78fbb
 @patch
 def paired(self: Evidence) -> dict:
     "Return the result of `paired_norms`."
     # Half the pairs at a time, because the outputs of all heads on both prompts are kept.
     return self.stage('paired differences', lambda: paired_norms(self.bound, batch_size=max(1, self.batch_size // 2)))
 
-# %% ../../nbs/bench/00_scorers.ipynb #c0e898b2
+# %% ../../nbs/bench/00_scorers.ipynb #a1c818d0
 @patch
 def flow(
     self: Evidence,
@@ -205,7 +205,7 @@ def flow(
         lambda: difference_flow(self.bound, batch_size=min(4, self.batch_size), **settings),
     )
 
-# %% ../../nbs/bench/00_scorers.ipynb #9d0bac14
+# %% ../../nbs/bench/00_scorers.ipynb #a21d69a5
 @patch
 def sae(
     self: Evidence,
@@ -219,7 +219,7 @@ def sae(
         lambda: train_sae(acts, seed=self.seed, **settings),
     )
 
-# %% ../../nbs/bench/00_scorers.ipynb #df5dbde0
+# %% ../../nbs/bench/00_scorers.ipynb #0910c7c2
 def _z_and_residual(model, ids):
     "Return `z` and the norm of the residual stream before each layer, both by layer, from one forward pass."
     z = {}
@@ -239,7 +239,7 @@ def _z_and_residual(model, ids):
         run(model, ids, keep_z)
     return z, residual
 
-# %% ../../nbs/bench/00_scorers.ipynb #c86a612c
+# %% ../../nbs/bench/00_scorers.ipynb #fbcdec08
 def _reduced_norms(difference, gram, residual):
     "Return four norms of the written difference, [batch, n_heads] each, from a difference of `z` in one layer."
     square = torch.einsum('bphd,hde,bphe->bph', difference, gram.to(difference), difference)
@@ -492,7 +492,7 @@ def exact_patching(evidence, ablation='resample', metric='logit_diff'):
     "Measure the effect of patching a head, on these prompts."
     return patch_heads(evidence.bound, ablation=ablation, metric=metric)
 
-# %% ../../nbs/bench/00_scorers.ipynb #2674271a
+# %% ../../nbs/bench/00_scorers.ipynb #bd089297
 @scorer('attribution by code', seeded=True, causal=True)
 def attribution_by_code(evidence, preset='quick', pool='last', n_train=10, metric='logit_diff'):
     "Sum attribution patching with its sign within each code of the positives, and its size over codes."
@@ -513,7 +513,7 @@ METHODS += ['probe', 'unique codes', ('unique codes, paper', 'unique codes', dic
 METHODS += ['untrained codes', 'k-means codes', 'hyperplane codes', 'held-out codes']
 METHODS += ['difference flow', 'attribution patching', 'EAP-IG', 'exact patching']
 
-# %% ../../nbs/bench/00_scorers.ipynb #01dbfdd5
+# %% ../../nbs/bench/00_scorers.ipynb #22c08e1d
 IDEAS = [
     ('flow, mean over pairs', 'difference flow', dict(over='mean')),
     ('flow, mean with sign', 'difference flow', dict(over='signed')),
@@ -537,7 +537,7 @@ def get_scorer(
         return Scorer(name, name.__doc__ or '', True, False)
     return SCORERS[one_of(name, SCORERS, 'scorer')]
 
-# %% ../../nbs/bench/00_scorers.ipynb #43ad731d
+# %% ../../nbs/bench/00_scorers.ipynb #5130ea0b
 def _as_scores(result, evidence, method, settings):
     "Return what a scorer returned as `HeadScores`; raise `InputError` unless it is one number for every head."
     values = np.asarray(result, dtype=float)
@@ -548,7 +548,8 @@ def _as_scores(result, evidence, method, settings):
             f'expected one score for each of {evidence.n} heads.',
             code='score-shape',
         )
-    made_from = evidence.bound.identity | dict(scorer=name, scorer_seed=evidence.seed, scorer_settings=settings)
+    plain = {key: getattr(value, '__name__', value) for key, value in settings.items()}  # A metric may be a function.
+    made_from = evidence.bound.identity | dict(scorer=name, scorer_seed=evidence.seed, scorer_settings=plain)
     signed = getattr(result, 'signed', None)
     over = getattr(result, 'over', 'heads')
     return HeadScores(values, evidence.model.cfg.n_heads, name, signed, made_from, over)
@@ -561,7 +562,12 @@ def score_heads(
     seed: int = 0,  # Seed of scorers that draw anything
     **settings,  # Settings of the scorer
 ) -> HeadScores:  # With `cost`; raises `InputError` for an unknown scorer or a result of another shape
-    "Score every head by any method, and count the cost."
+    """Score every head by any method, and count the cost.
+
+    1. Look the scorer up by name, or take a function of `(evidence, **settings)`.
+    2. Run it on the evidence: the task bound to the model, a seed, and the stages that scorers share.
+    3. Return one number for every head as `HeadScores`. `values` rank; `signed` has the sign if the scorer knows it.
+       `cost` counts passes of the model in prompts, and seconds; shared stages count in full."""
     chosen = get_scorer(method)
     evidence = model if isinstance(model, Evidence) else Evidence(model, task)
     evidence = evidence.with_seed(seed)
