@@ -220,7 +220,7 @@ def plot(
 def check_paired_codes(
     is_positive,  # bool [example]
 ) -> int:  # Number of pairs; raises `InputError` if the examples are in another order
-    "Return the number of pairs; check that positives come first and their negatives follow in the same order."
+    "Return the number of pairs; check that all positives come first and their negatives follow in order."
     if has_pairs(is_positive):
         return len(is_positive) // 2
     raise InputError(
@@ -236,7 +236,7 @@ def _halves(n, n_splits, seed):
     half = np.random.default_rng(seed).permuted(first, axis=1).T
     return np.tile(np.c_[half, ~half], (2, 1))
 
-
+# %% ../../nbs/trust/00_diversity.ipynb #d9a9c37f
 def _held_out(codes, is_positive, half, both):
     "Return the held-out score of each head, float [head]."
     example, first, head = code_cells(codes)
@@ -262,7 +262,7 @@ def held_out_scores(
     seed: int = 0,  # Seed of the splits
     both: bool = False,  # Count codes unique to negatives too?
 ):  # `HeadScores`, or float [head] for a plain array; from -1 to 1, with `both` from -2 to 2
-    """Return the fraction of new positives, minus that of new negatives, on which a head takes a known unique code.
+    """Return on which fraction of new positives, minus negatives, a head takes a code known to be unique.
 
     A code is known to be unique if it appears on some positive and no negative among the other pairs.
     """
