@@ -224,10 +224,11 @@ def design(self: Stability) -> str:
         over = ''
     else:
         over = f' over {len(s["seeds"])} SAEs (as informative as {self.n_effective:.0f} independent draws)'
-    chosen = f'all heads with q ≤ {s["fdr"]:g}' if s['fdr'] else f'the {s["k"]} best heads'
+    score = 'flow' if s.get('flow') else 'unique codes'
+    chosen = f'all heads with q ≤ {s["fdr"]:g}' if s['fdr'] else f'the {s["k"]} best heads by {score}'
     return f'{s["n_draws"]} {s["resample"]} draws of {s["n_pairs"]} pairs{groups}{over}; each draw chooses {chosen}.'
 
-
+# %% ../../nbs/trust/02_stability.ipynb #42500c67
 @patch(as_prop=True)
 def verdict(self: Stability) -> str:
     "Return how many heads are stable, uncertain and out, as one sentence."
