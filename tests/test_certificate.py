@@ -60,10 +60,11 @@ def check_refused(model, examples, rule, **settings):
 
 
 def test_broken_tasks_in_a_real_model():
-    "Swapped answers, negatives that equal the positives, six prompts."
+    "Swapped answers, and six prompts."
     model = load_model('smollm2-135m')
-    for rule, make in BROKEN.items():
-        check_refused(model, make(ioi_task(n=14).bind(model).examples), rule, top_k=8, n_flow=2)
+    examples = ioi_task(n=13).bind(model).examples  # as many pairs as 270 heads need
+    for rule in 'cannot', 'few':
+        check_refused(model, BROKEN[rule](examples), rule, top_k=8, n_flow=2)
 
 
 @pytest.mark.parametrize('rule', BROKEN)

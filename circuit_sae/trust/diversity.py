@@ -111,7 +111,7 @@ def to_dict(self: Diversity) -> dict:
     counts = dict(positive=self.positive.tolist(), negative=self.negative.tolist())
     return {name: getattr(self, name) for name in names} | counts
 
-
+# %% ../../nbs/trust/00_diversity.ipynb #333f4cfd
 @patch
 def table(
     self: Diversity,
@@ -224,7 +224,7 @@ def check_paired_codes(
     if has_pairs(is_positive):
         return len(is_positive) // 2
     raise InputError(
-        'expected pairs: all positives first, then the negative of each in the same order; got another order of labels. '
+        'expected pairs: all positives first, then the negative of each in the same order; got another order. '
         'Sort the examples this way.',
         code='not-in-pairs',
     )

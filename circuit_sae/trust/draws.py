@@ -176,7 +176,7 @@ def summary(self: Rarefaction) -> str:
     )
     return f'The second half of the pairs added {more:.1f} heads (random halves: ± {1.96 * sd:.1f}); {verdict}. {same}'
 
-
+# %% ../../nbs/trust/01_draws.ipynb #4f73ec21
 @patch
 def table(self: Rarefaction) -> str:
     "Return the means over draws as text, one line for each number of pairs."
