@@ -357,7 +357,7 @@ def plot_codes(
     truth=(),  # Heads whose names get a star and colour, in any spelling
     ax=None,  # Where to draw; default: a new figure
 ):  # The axis; raises `InputError` for plain arrays, k below 1, and heads that the model lacks
-    "Draw how many codes the best heads have on positives only (the score), on both, on negatives only; return the axis."
+    "Draw how many codes the best heads have on positives only (the score), on both and on negatives only."
     _check_codes_object(codes)
     if k < 1:
         raise InputError(f'expected k of at least 1 head, got {k}.', code='head-count')
