@@ -1,11 +1,10 @@
-"The exported page, opened from disk with the network off: every click answers as the Python getter does."
+"Check the exported page, opened from disk without a network: every click shows what the method of `Inspector` returns."
 import pytest
 from circuit_sae.find import find_circuit
 from circuit_sae.show.inspector import inspect_circuit
 from circuit_sae.models.load import tiny_model
 from circuit_sae.truth.planted import plant
 from circuit_sae.data.tasks import Task
-import circuit_sae.show.viewer # gives the inspector its `to_html`
 
 @pytest.fixture(scope='module')
 def insp():
@@ -28,7 +27,7 @@ def choose(page, css, value):
     from selenium.webdriver.support.ui import Select
     s = Select(page.one(css))
     s.select_by_index(value) if isinstance(value, int) else s.select_by_visible_text(next(o.text for o in s.options if o.text.startswith(value)))
-def code_name(c): return 'silent' if c < 0 else str(c)
+def code_name(c): return 'no latent' if c < 0 else str(c)
 def mark(unique): return '◆' if unique else ''
 def percent(x): return f'{int(100*x + .5)} %'
 
@@ -37,14 +36,16 @@ def test_head_shows_its_codes(page, insp):
         choose(page, '#head', k)
         h = insp.heads[k]
         assert cells(page, 'code-table') == [[code_name(c), str(p), str(n), mark(u)] for c, p, n, u in insp.codes_of(h).itertuples(index=False, name=None)]
-        assert page.one('#codes-title').text.startswith(f'{h}: difference flow ') and float(page.one('#codes-title').text.split()[-1]) == pytest.approx(insp.nodes[h], rel=1e-3)
+        title = page.one('#codes-title').text
+        assert title.startswith(f'{h}: {insp.scores.name} ')
+        assert float(title.split()[-1]) == pytest.approx(insp.scores.values[insp.index(h)], rel=1e-3)
 
 def test_code_shows_prompts_tokens_and_partners(page, insp):
     h = insp.heads[0]
     for row in (0, 1, len(insp.codes_of(h)) - 1):
         code = int(insp.codes_of(h).code[row])
         page.all('#code-table tbody button')[row].click()
-        assert code_name(code) in page.one('#prompts-title').text
+        assert page.one('#prompts-title').text.endswith('no active latent' if code < 0 else f'code {code}')
         shown = page("[...document.querySelectorAll('#prompts li')].map(li => [Number(li.dataset.row), li.querySelector('.label').textContent, li.querySelector('.text').textContent, "
                      "[...li.querySelectorAll('.token')].map(t => [t.textContent, Number(t.dataset.share)]), li.querySelector('.most')?.textContent])")
         prompts = insp.prompts_of(h, code, 20)
@@ -60,23 +61,23 @@ def test_code_shows_prompts_tokens_and_partners(page, insp):
 def test_partner_leads_on(page, insp):
     partner = insp.switch_with(insp.heads[0], insp.codes_of(insp.heads[0]).code[0], 1)
     page.one('#switch tbody button').click()
-    assert page.one('#prompts-title').text == f'Prompts of {partner["head"][0]}, {"silent" if partner.code[0] < 0 else f"code {partner.code[0]}"}'
+    assert page.one('#prompts-title').text == f'Prompts of {partner["head"][0]}, {"no active latent" if partner.code[0] < 0 else f"code {partner.code[0]}"}'
 
 def test_slider_moves_heads_precision_recall_and_point(page, insp):
     from selenium.webdriver.common.keys import Keys
     page.one('#tab-cut').click()
     slider, points = page.one('#threshold'), []
     slider.send_keys(Keys.HOME)
-    for t in insp.thresholds:
+    for t in insp.all_thresholds:
         cut = insp.at(t)
         shown = page("Object.fromEntries([...document.querySelectorAll('[data-figure]')].map(d => [d.dataset.figure, d.querySelector('dd').textContent]))")
-        assert shown['heads'] == str(len(cut.heads)) and float(shown['share of all']) == pytest.approx(cut.share, rel=.01)
+        assert shown['heads'] == str(len(cut.heads)) and float(shown['share of all scores']) == pytest.approx(cut.prob, rel=.01)
         for name in ('precision', 'recall', 'false_positive_rate'): assert float(shown[name.replace('_', ' ')]) == pytest.approx(getattr(cut, name), abs=6e-4)
-        assert [b.text.split()[0] for b in page.all('#taken button')] == list(map(str, cut.heads[:60]))
+        assert [b.text.split()[0] for b in page.all('#selected button')] == list(map(str, cut.heads[:60]))
         points.append((page.one('#point').get_attribute('cx'), page.one('#point').get_attribute('cy')))
         slider.send_keys(Keys.ARROW_RIGHT)
-    assert len(set(points)) == len({(c.recall, c.false_positive_rate) for c in map(insp.at, insp.thresholds)})
-    page.one('#taken button').click()
+    assert len(set(points)) == len({(c.recall, c.false_positive_rate) for c in map(insp.at, insp.all_thresholds)})
+    page.one('#selected button').click()
     assert page.one('#codes-title').text.startswith(f'{insp.heads[0]}:')
 
 def test_two_heads_show_their_pairs(page, insp):
@@ -118,13 +119,13 @@ def test_any_prompt_is_text(browser, tmp_path):
 def test_small_page_says_what_is_left_out(browser, insp, tmp_path):
     file = insp.to_html(tmp_path/'small.html', heads=insp.heads[:3], max_mb=.045)
     browser.open(file, offline=True).one('#viewer')
-    assert file.stat().st_size <= 45_000 and '3 of them' in browser.one('#about').text
+    assert file.stat().st_size <= 45_000 and 'the codes of 3 of them' in browser.one('#about').text
     assert len(browser.all('#head option')) == 3
     kept = browser("document.querySelectorAll('#prompts li').length")
     full = len(insp.rows_of(insp.heads[0], insp.codes_of(insp.heads[0]).code[0]))
     assert kept == full or f'{kept} of {full}' in browser.one('#prompts-note').text and 'at most' in browser.one('#about').text
     browser.one('#tab-cut').click()
-    assert 'disabled' not in (browser.one('#taken button').get_attribute('outerHTML'))
+    assert 'disabled' not in (browser.one('#selected button').get_attribute('outerHTML'))
     quiet(browser, file)
 
 def test_frame_of_a_notebook(browser, insp, tmp_path):

@@ -30,7 +30,7 @@ def _covered(box, boxes):
 
 # %% ../../nbs/show/01_graph.ipynb #dad53fbe
 def _best_place(boxes, taken, frame):
-    "Return the index of the box [place, 4] that covers least of `taken` and leaves `frame` least; early places win ties."
+    "Return the index of the box [place, 4] that covers least of `taken` and of the space outside `frame`."
     cost = []
     for i, box in enumerate(boxes):
         outside = (box[2:] - box[:2]).prod() - _covered(box, frame[None])
