@@ -356,7 +356,8 @@ function view(D) {
     $('figures').replaceChildren(...Object.entries(figures).map(([k, v]) =>
       el('div', {'data-figure': k}, el('dt', {}, k), el('dd', {}, v))))
     const ring = D.truth ? '; orange ring: in the ground truth' : ''
-    $('map-title').textContent = `${D.score_name} of every head; black frame: selected${ring}`
+    const name = D.score_name[0].toUpperCase() + D.score_name.slice(1)
+    $('map-title').textContent = `${name} of every head; black frame: selected${ring}`
     $('map').replaceChildren(headMap(cut))
     $('roc').replaceChildren(rocCurve(cut))
     $('selected-title').textContent = `${plural(n, 'head')} selected`

@@ -113,7 +113,7 @@ def __repr__(self: Inspector):
 def _check_same_prompts(found, bound):
     "Raise `InputError` unless the activations of `found` come from the prompts of `bound`."
     t = bound.tokens
-    with_labels = fingerprint(t.ids, t.is_positive, t.answers, t.wrongs)
+    with_labels = fingerprint(t.ids, t.is_positive, t.answers, t.wrongs)  # TEMPORARY: the older fingerprint
     if found.acts.made_from.get('pairs') not in (bound.identity['pairs'], with_labels):
         raise InputError(
             f"expected the prompts that the activations come from; with this model, task '{found.task.name}' has other "

@@ -88,7 +88,7 @@ def signed_map(
     scores,  # `HeadScores`, or a signed array [n_layers, n_heads]
 ) -> np.ndarray:  # float [n_layers, n_heads]
     "Return the signed values of a score as a map of layers by heads."
-    signed = getattr(scores, 'signed', getattr(scores, 'effect', None))
+    signed = getattr(scores, 'signed', getattr(scores, 'effect', None))  # TEMPORARY: `effect`
     if signed is None:
         return head_map(scores)
     return head_map(np.reshape(signed, (-1, scores.n_heads)))
@@ -124,10 +124,7 @@ def _draw_cells(ax, values):
 # %% ../../nbs/show/00_plots.ipynb #b86e371c
 def _mark_negative(ax, scores, sign):
     "Write a minus on each head whose signed score is at most `-sign`."
-    signed = signed_map(scores)
-    if np.array_equal(signed, head_map(scores)):
-        return  # the score has no sign of its own
-    for layer, head in np.argwhere(signed <= -sign):
+    for layer, head in np.argwhere(signed_map(scores) <= -sign):
         ax.text(layer, head, '−', ha='center', va='center', fontsize=12, weight='bold')
 
 # %% ../../nbs/show/00_plots.ipynb #e3573b17
@@ -138,7 +135,7 @@ def plot_heads(
     truth=(),  # Heads to frame in dashed orange, such as a `Reference`
     title: str = None,  # Default: the name of the score
     label: str = None,  # Label of the colour bar; default: the name of the score
-    sign: float = 0.02,  # Heads whose signed score is at most `-sign` get a minus
+    sign: float = None,  # Heads whose signed score is at most `-sign` get a minus; default: no minus signs
 ):  # The axis; raises `InputError` for scores of another shape and for heads that the model lacks
     "Draw a score of every head as a map of layers by heads; return the axis."
     values = head_map(scores)
@@ -150,7 +147,8 @@ def plot_heads(
     image = _draw_cells(ax, values)
     outline(ax, circuit, edgecolor='k', lw=2)
     frame_truth(ax, truth)
-    _mark_negative(ax, scores, sign)
+    if sign is not None:
+        _mark_negative(ax, scores, sign)
     ax.set_title(name if title is None else title)
     ax.figure.colorbar(image, ax=ax, label=name if label is None else label, fraction=0.05, pad=0.02)
     return ax

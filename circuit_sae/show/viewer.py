@@ -157,7 +157,7 @@ def inspector_page(
     page, smallest = _largest_page(insp, kept, lambda text: len(text.encode()) <= max_mb * 1e6)
     if page is None:
         raise InputError(
-            f'expected a page of at most {max_mb} MB; a page with one head takes {len(smallest.encode()) / 1e6:.2f} MB. '
+            f'expected a page of at most {max_mb} MB; with one head it takes {len(smallest.encode()) / 1e6:.2f} MB. '
             'Pass a larger max_mb, or inspect fewer prompts.',
             code='page-size',
         )
