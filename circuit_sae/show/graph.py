@@ -406,7 +406,12 @@ def plot_graph(
     ax=None,  # Where to draw; default: a new figure
     title: str = None,  # Default: the number of heads and of edges
 ):  # The axis; raises `InputError` for no heads, edges back to an earlier layer, and effects of another model
-    "Draw a circuit layer by layer from left to right, with edges as wide as their weights; return the axis."
+    """Draw a circuit as a layered graph, with edges as wide as their weights; return the axis.
+
+    1. Each layer with a head is a column, earlier layers on the left, so every edge runs from left to right.
+    2. In a column, heads are sorted by the weighted mean height of their senders, so that few edges cross.
+    3. The best `n_edges` edges are drawn. With `effects`, the area of a head is proportional to the size of its effect.
+    """
     heads = sorted({parse_head(h) for h in circuit})
     if not heads:
         raise InputError('the circuit has no heads to draw. Choose a lower threshold, or top_k.', code='no-heads')

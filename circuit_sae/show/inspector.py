@@ -48,7 +48,11 @@ class Cut(NamedTuple):
 
 # %% ../../nbs/show/02_inspector.ipynb #9330e2c3
 class Inspector:
-    "Hold codes, prompts, shares of tokens and scores of a found circuit; made by `inspect_circuit`."
+    """Hold codes, prompts, shares of tokens and scores of a found circuit; made by `inspect_circuit`.
+
+    A code is the index of the strongest latent of a head, and −1 if no latent is active. A code is associated with
+    prompts and tokens; whether the head causes the answer is measured by patching.
+    """
 
     def __init__(
         self,

@@ -252,7 +252,12 @@ def plot_curves(
     ax=None,  # Where to draw; default: a new figure
     kind: str = 'roc',  # 'roc', or 'pr' for precision and recall
 ):  # The axis; raises `InputError` for another kind and for anything but evaluations
-    "Draw ROC or precision–recall curves, averaged over draws, with 95 % bands; chance is dotted; return the axis."
+    """Draw ROC or precision–recall curves; return the axis.
+
+    One evaluation is drawn point by point. Several become one line by vertical averaging (Fawcett 2006, section 7):
+    the mean true positive rate at each false positive rate, or the mean precision at each recall, with a band for its
+    95 % t interval. Chance is dotted.
+    """
     figure, short, across, up = _CURVES[one_of(kind, _CURVES, 'kind of curve')]
     groups = _groups(evaluations, Evaluation, 'an Evaluation (the result of `evaluate`)')
     ax = new_axis(ax, (4.2, 3.4))

@@ -150,7 +150,11 @@ def inspector_page(
     heads=None,  # Heads whose codes the page has, in any spelling; default: all, best first
     max_mb: float = 5,  # Largest size, MB
 ) -> str:  # Raises `InputError` for an empty list of heads, and if not even one head fits
-    "Return an inspector as the text of one HTML file that works without a network."
+    """Return an inspector as the text of one HTML file that works without a network.
+
+    The page is a template with its style sheet, its script and the packed data. To fit into `max_mb`, it keeps at most
+    50, 20, 10, 5 or 2 prompts of each code, then repeatedly the first half of the heads.
+    """
     kept = list(dict.fromkeys(insp.index(h) for h in (insp.heads if heads is None else heads)))
     if not kept:
         raise InputError('expected at least one head, got none. Leave out `heads` to show all.', code='no-heads')
