@@ -1,4 +1,5 @@
 "Check the exported page, opened from disk without a network: every click shows what the method of `Inspector` returns."
+
 import pytest
 
 from circuit_sae.data.tasks import Task
