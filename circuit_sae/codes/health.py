@@ -31,7 +31,7 @@ def _untold(z, W, code):
     free = n - (size > 0).sum(1)
     return torch.where(free > 0, (all_squares - between) * (n - 1) / free.clamp_min(1), all_squares)
 
-# %% ../../nbs/codes/03_health.ipynb #2ff39f1e
+# %% ../../nbs/codes/03_health.ipynb #f2ff5599
 class LayerSums(NamedTuple):
     "Hold the sums over examples that `Health` needs of the heads of one layer."
 
@@ -73,7 +73,7 @@ def _layer_sums(sae, acts, layer):
     )
     return LayerSums(*(x.cpu().numpy() for x in sums))
 
-# %% ../../nbs/codes/03_health.ipynb #1db22e53
+# %% ../../nbs/codes/03_health.ipynb #010aed58
 def _squared_error(z, W, a, D, b, squares):
     "Return the squared error of each output, [head, example], by expanding |z W - b - a D|²."
     along_bias = (z @ (W @ b[:, None]))[..., 0]
@@ -132,12 +132,12 @@ class Health:
         "Return the number of layers."
         return self.codes.shape[1] // self.n_heads
 
-# %% ../../nbs/codes/03_health.ipynb #2bb238bc
+# %% ../../nbs/codes/03_health.ipynb #2c1a0e40
 def _spread(squares, total, n):
     "Return the squares about the mean of `n` vectors, from their squares and their sum."
     return squares.sum() - (total**2).sum() / n
 
-
+# %% ../../nbs/codes/03_health.ipynb #0499de55
 def sae_health(
     sae: DiscreteSAE,  # A trained autoencoder
     acts: HeadActs,  # Activations that it was trained on, or others of the same model; the labels are not used
@@ -151,7 +151,7 @@ def sae_health(
     check_sae(sae, acts.d_model, acts.n_layers * acts.n_heads)
     return Health([_layer_sums(sae, acts, layer) for layer in range(acts.n_layers)], acts.n_heads)
 
-# %% ../../nbs/codes/03_health.ipynb #24c41f0c
+# %% ../../nbs/codes/03_health.ipynb #dc16ab12
 def _mute_warning(health):
     "Return the warning about mute heads."
     n = len(health.mute)
@@ -231,7 +231,7 @@ def __repr__(self: Health):
     title = f'Health of an SAE of {self.d_sae} latents on {len(self.codes)} examples, {self.codes.shape[1]} heads'
     return '\n'.join([title, self.table(), *(f'! {w}' for w in self.warnings())])
 
-# %% ../../nbs/codes/03_health.ipynb #16bf422d
+# %% ../../nbs/codes/03_health.ipynb #9de134bc
 def _plot_layers(health, ax):
     "Draw the variance within heads that is explained, by layer."
     for y, style in (
@@ -362,7 +362,7 @@ def sweep_sae(
         rows.append(row)
     return Sweep(pd.DataFrame(rows), codes)
 
-# %% ../../nbs/codes/03_health.ipynb #493de7bc
+# %% ../../nbs/codes/03_health.ipynb #a5975862
 def _plot_measure(sweep, name, title, ax):
     "Draw one measure by sparsity weight, one line a width, with a square at the chosen setting."
     frame = sweep.frame

@@ -49,7 +49,7 @@ def code_strengths(
         strengths[:, heads] += (acts.z[:, layer] * directions).sum(-1).numpy()
     return strengths.clip(0)
 
-# %% ../../nbs/codes/05_tokens.ipynb #9c0c77fb
+# %% ../../nbs/codes/05_tokens.ipynb #6d5e8b42
 class _Contributions:
     "Receive the `z` of one batch of pairs and hold the contributions of positives (0) and negatives (1)."
 
@@ -120,7 +120,7 @@ def _check_sums(parts, bias, strength, largest):
             code='other-activations',
         )
 
-
+# %% ../../nbs/codes/05_tokens.ipynb #b0b4fbd5
 def token_shares(
     model,  # The TransformerLens bridge that `found` was made with
     found,  # The result of `find_circuit`
