@@ -38,7 +38,7 @@ def pool_weights(
         weights[list(pool)] = 1
     return weights / weights.sum()
 
-# %% ../../nbs/codes/00_activations.ipynb #b429a6b9
+# %% ../../nbs/codes/00_activations.ipynb #25696b8f
 def _check_positions(pool, n_pos):
     "Raise `InputError` unless every position of `pool` is in a prompt of `n_pos` tokens."
     if not len(pool) or any(not -n_pos <= p < n_pos for p in pool):
@@ -48,7 +48,7 @@ def _check_positions(pool, n_pos):
             code='pool-positions',
         )
 
-# %% ../../nbs/codes/00_activations.ipynb #6feda2f9
+# %% ../../nbs/codes/00_activations.ipynb #eb2e30bf
 def _check_finite(z):
     "Raise `InputError` with the layers if `z` [example, layer, head, d_head] has NaN or infinite entries."
     bad = ~torch.isfinite(z.flatten(2)).all(-1).all(0)
@@ -107,7 +107,7 @@ class HeadActs:
         "Return a hash of the activations and of what they come from."
         return fingerprint(self.z, self.W, self.is_positive, self.made_from)
 
-# %% ../../nbs/codes/00_activations.ipynb #d858f533
+# %% ../../nbs/codes/00_activations.ipynb #96fbc153
 @patch
 def result(
     self: HeadActs,
@@ -126,7 +126,7 @@ def results(
     "Return the pooled writes of all heads."
     return torch.cat([self.result(layer, rows) for layer in range(self.n_layers)], dim=1)
 
-# %% ../../nbs/codes/00_activations.ipynb #c45217b8
+# %% ../../nbs/codes/00_activations.ipynb #25c0859d
 @patch
 def rms(self: HeadActs) -> np.ndarray:  # float32 [n_layers * n_heads]
     "Return the root mean square of each head's pooled write, over examples and width."
@@ -137,7 +137,7 @@ def rms(self: HeadActs) -> np.ndarray:  # float32 [n_layers * n_heads]
     mean = torch.cat(squares).clamp_min(0) / (len(self) * self.d_model)
     return mean.sqrt().cpu().numpy()
 
-# %% ../../nbs/codes/00_activations.ipynb #32391bac
+# %% ../../nbs/codes/00_activations.ipynb #7ab44647
 @patch
 def __repr__(self: HeadActs):
     made = self.made_from
@@ -180,7 +180,7 @@ class PooledZ:
         "Return the numbers of the pairs that were not run yet."
         return np.flatnonzero(np.isnan(self.judged[: self.bound.n]).all(1))
 
-# %% ../../nbs/codes/00_activations.ipynb #f3f96c4a
+# %% ../../nbs/codes/00_activations.ipynb #3eca3b33
 @patch
 def batch_weights(
     self: PooledZ,
@@ -193,7 +193,7 @@ def batch_weights(
         weights.append(np.stack(rows))
     return weights
 
-# %% ../../nbs/codes/00_activations.ipynb #9f3b89c2
+# %% ../../nbs/codes/00_activations.ipynb #bc53e117
 @patch
 def judge(
     self: PooledZ,
@@ -205,7 +205,7 @@ def judge(
     for rows, logits in ((batch.pairs, positives), (batch.pairs + self.bound.n, negatives)):
         self.judged[rows] = self.bound.measure(answer_figures, logits, rows)
 
-# %% ../../nbs/codes/00_activations.ipynb #84991207
+# %% ../../nbs/codes/00_activations.ipynb #91c94442
 @patch
 def looking_on(
     self: PooledZ,
@@ -220,7 +220,7 @@ def looking_on(
 
     return pool_layer
 
-# %% ../../nbs/codes/00_activations.ipynb #afec7877
+# %% ../../nbs/codes/00_activations.ipynb #f681f6f5
 @patch
 def run(
     self: PooledZ,
@@ -304,7 +304,7 @@ def _differences(have, want, where=''):
         elif a != b:
             yield f'{where}{k} is {a!r}, now {b!r}'
 
-# %% ../../nbs/codes/00_activations.ipynb #6610c5de
+# %% ../../nbs/codes/00_activations.ipynb #46d4d7e7
 def _check_fresh(path, have, want):
     "Raise `InputError` with the differences if a file was made from something else than `want`."
     want = json.loads(json.dumps(want))  # tuples become lists, as in the file
@@ -346,7 +346,7 @@ def save(
         arrays['judged'] = self.behaviour.judged
     save_tensors(path, 'HeadActs', arrays, self.made_from)
 
-# %% ../../nbs/codes/00_activations.ipynb #464c57aa
+# %% ../../nbs/codes/00_activations.ipynb #89c5da15
 @patch(cls_method=True)
 def load(
     cls: HeadActs,

@@ -23,7 +23,7 @@ from ..models.writes import post_norm, write_matrices
 from ..results import load_scores
 from ..score.flow import Flow
 
-# %% ../../nbs/codes/04_latents.ipynb #c9fac52d
+# %% ../../nbs/codes/04_latents.ipynb #b5f6a989
 def _gradient_hooks(model, z, zeros):
     "Return hooks that keep `z` of each layer and add zeros with a gradient to what its heads write."
 
@@ -149,7 +149,7 @@ class CodeAttribution(Flow):
     def __repr__(self):
         return _attribution_text(self)
 
-# %% ../../nbs/codes/04_latents.ipynb #5110837c
+# %% ../../nbs/codes/04_latents.ipynb #c4b32b58
 @patch(as_prop=True)
 def by_latents(self: CodeAttribution) -> np.ndarray:
     "Return the part of each head's attribution that all latents carry together, [n_layers * n_heads]."
@@ -161,7 +161,7 @@ def explained(self: CodeAttribution) -> float:
     "Return the fraction of the heads' attributions that latents explain, by sums of squares; 1 is all."
     return float(1 - ((self.signed - self.by_latents) ** 2).sum() / (self.signed**2).sum())
 
-# %% ../../nbs/codes/04_latents.ipynb #230a1337
+# %% ../../nbs/codes/04_latents.ipynb #ce149ad0
 @patch
 def by_latent(
     self: CodeAttribution,
@@ -232,7 +232,7 @@ def _attribute_batch(bound, sae, W, scales, metric, batch):
     credit, carried, where = (torch.cat(x, dim) for x, dim in zip(zip(*layers), (2, 1, 1)))
     return [x.cpu().numpy() for x in (gap, credit, carried, where)]
 
-# %% ../../nbs/codes/04_latents.ipynb #1cc4d7e3
+# %% ../../nbs/codes/04_latents.ipynb #52af16f3
 def _attribute_batches(bound, sae, metric, batch_size):
     "Return the arrays of `_attribute_batch` for all pairs; `credit` and `where` are aligned at the last position."
     W = write_matrices(bound.model)

@@ -42,7 +42,7 @@ def draw_examples(
     k = min(max(half, n_examples - len(negatives)), len(positives))  # more of a class if the other has too few
     return np.sort(np.r_[positives[:k], negatives[: n_examples - k]])
 
-# %% ../../nbs/codes/02_train.ipynb #465299f1
+# %% ../../nbs/codes/02_train.ipynb #ebf26ca5
 def _check_draw(n_examples, n_rows, seed):
     "Raise `InputError` unless so many examples can be drawn with this seed."
     if seed < 0:
@@ -76,7 +76,7 @@ def point_sums(
     "Return what the loss needs of points on which no latent is active."
     return x.sum(0), x.pow(2).sum(), len(x)
 
-# %% ../../nbs/codes/02_train.ipynb #34c2c28c
+# %% ../../nbs/codes/02_train.ipynb #cf2eea10
 def _set_gradients(sae, latents, centred, a, g, ga):
     "Set the gradients of weights and encoder bias from the active points: `g` by reconstruction, `ga` by latent."
     gE = torch.zeros_like(sae.W_enc)
@@ -157,7 +157,7 @@ def training_points(
     "Return the outputs of all heads on some examples, as the autoencoder sees them."
     return torch.cat([layer_inputs(sae, acts, layer, rows) for layer in range(acts.n_layers)], 1).flatten(0, 1)
 
-# %% ../../nbs/codes/02_train.ipynb #72448beb
+# %% ../../nbs/codes/02_train.ipynb #792d91e5
 def _fit(sae, x, l1_coefficient, lr, steps):
     "Train on the points `x`, one step for each of `steps`; raise `InputError` if the loss is not finite at the end."
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
@@ -170,7 +170,7 @@ def _fit(sae, x, l1_coefficient, lr, steps):
     if not np.isfinite(sae.losses[-1]):
         raise InputError(f'training diverged at lr={lr}; use a smaller learning rate.', code='diverged')
 
-# %% ../../nbs/codes/02_train.ipynb #5cbc9644
+# %% ../../nbs/codes/02_train.ipynb #70536af7
 def _check_counts(d_sae, n_epochs, n_warm, recheck):
     "Raise `InputError` if one of the numbers is too small."
     given = dict(d_sae=(d_sae, 1), n_epochs=(n_epochs, 1), n_warm=(n_warm, 0), recheck=(recheck, 1))
