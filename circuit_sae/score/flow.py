@@ -51,7 +51,7 @@ CACHED_SITES = dict(
     mlp_out='ln2_post.hook_in',
 )
 
-# %% ../../nbs/score/01_flow.ipynb #28621356
+# %% ../../nbs/score/01_flow.ipynb #3167beea
 def _positions(site, start):
     "Return the index of a site's activation that selects the positions to cache."
     if site == 'pattern':
@@ -108,7 +108,7 @@ def _check_layers(model):
                 code='unsupported-layer',
             )
 
-# %% ../../nbs/score/01_flow.ipynb #f1e68ba6
+# %% ../../nbs/score/01_flow.ipynb #774891b6
 def check_flow(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`, or to check the model alone
@@ -139,7 +139,7 @@ def _layer_norms(block, measure):
         before_mlp = before
     return _LayerNorms(*(norm if norm is None else measure(norm) for norm in (before, after, before_mlp, after_mlp)))
 
-# %% ../../nbs/score/01_flow.ipynb #e74eec05
+# %% ../../nbs/score/01_flow.ipynb #fd6a7ca3
 def _float_weights(module, names, device):
     "Return the named weights in float32 on `device`, also if they are offloaded; None for a missing one."
     from accelerate.utils import align_module_device
@@ -176,7 +176,7 @@ class _Backward:
         "Return what a norm does."
         return measure_norm(norm, self.model.cfg.d_model, self.device)
 
-# %% ../../nbs/score/01_flow.ipynb #7a3c3e5a
+# %% ../../nbs/score/01_flow.ipynb #37c7e1b5
 @patch
 def final_multiplier(
     self: _Backward,
@@ -191,7 +191,7 @@ def final_multiplier(
         u = through_norm(u[:, None], resid[:, None], self.final_norm, self.held)[:, 0]
     return u * safe_ratio(torch.ones(()), (u * pair_diff(resid)).sum(-1, keepdim=True), 1e-12)
 
-# %% ../../nbs/score/01_flow.ipynb #e700ef03
+# %% ../../nbs/score/01_flow.ipynb #b43018ac
 @patch
 def mlp(
     self: _Backward,
@@ -205,7 +205,7 @@ def mlp(
     m = through_mlp(_float_weights(block.mlp, ['W_in', 'W_gate', 'W_out'], self.device), m, cache['slopes'])
     return through_norm(m, cache.get('mid', cache['resid']), norms.before_mlp, self.held)
 
-# %% ../../nbs/score/01_flow.ipynb #9e329dae
+# %% ../../nbs/score/01_flow.ipynb #23bc20eb
 def _head_differences(cache, norms):
     "Return positive minus negative of each layer's `z`, as scaled by the norm after attention if there is one."
     out = []
@@ -217,7 +217,7 @@ def _head_differences(cache, norms):
         out.append(pair_diff(z))
     return out
 
-# %% ../../nbs/score/01_flow.ipynb #6e47fced
+# %% ../../nbs/score/01_flow.ipynb #87b69eab
 @patch
 def raw_z(
     self: _Backward,
@@ -231,7 +231,7 @@ def raw_z(
     W_O = _float_weights(block.attn, ['W_O'], self.device).W_O * _write_scale(block)
     return torch.einsum('bpm,hdm->bphd', m, W_O)
 
-# %% ../../nbs/score/01_flow.ipynb #dd4fcbf2
+# %% ../../nbs/score/01_flow.ipynb #4baef683
 @patch
 def heads(
     self: _Backward,
@@ -247,7 +247,7 @@ def heads(
     resid = cache['resid'][:, :, None] if each else cache['resid']
     return through_norm(m, resid, self.norms[layer].before_attn, self.held)
 
-# %% ../../nbs/score/01_flow.ipynb #91a6bbb4
+# %% ../../nbs/score/01_flow.ipynb #c5c62ac9
 @patch
 def layer(
     self: _Backward,
@@ -269,7 +269,7 @@ def layer(
         m_z = self.raw_z(layer, cache, at_attn)
     return attribution, m, self.heads(layer, cache, m_z, start, each)
 
-# %% ../../nbs/score/01_flow.ipynb #0629b693
+# %% ../../nbs/score/01_flow.ipynb #4f1906db
 def _write_differences(model, dz):
     "Return positive minus negative of what every head writes, [pair, sender, position * d_model]."
     n_pairs, n_pos, n_heads, _ = dz[0].shape
@@ -290,7 +290,7 @@ def _direct(layer, m_heads, writes):
     out[:, :, :earlier] = m_heads.transpose(1, 2).flatten(2) @ writes[:, :earlier].transpose(1, 2)
     return out
 
-# %% ../../nbs/score/01_flow.ipynb #b01525c9
+# %% ../../nbs/score/01_flow.ipynb #5a4d3806
 class _BatchFlow(NamedTuple):
     "Hold the flow of the pairs of one batch."
 
@@ -298,7 +298,7 @@ class _BatchFlow(NamedTuple):
     arrived: torch.Tensor  # What arrives at the embeddings, [pair]
     edges: torch.Tensor  # Direct attribution, [pair, sender, receiver], or None
 
-# %% ../../nbs/score/01_flow.ipynb #4b8f8a56
+# %% ../../nbs/score/01_flow.ipynb #5b69ead8
 @patch
 def sweep(
     self: _Backward,
@@ -324,7 +324,7 @@ def sweep(
         torch.cat(direct, 1).transpose(1, 2).cpu() if edges else None,
     )
 
-# %% ../../nbs/score/01_flow.ipynb #c7520d25
+# %% ../../nbs/score/01_flow.ipynb #8cbb7950
 @patch
 @torch.no_grad()
 def batch(
@@ -383,7 +383,7 @@ class Flow(HeadScores):
         self.made_from = made_from
         self.between = between
 
-# %% ../../nbs/score/01_flow.ipynb #42b0543f
+# %% ../../nbs/score/01_flow.ipynb #cd4dd02a
 @patch(as_prop=True)
 def n_heads(self: Flow) -> int:
     "Return the number of heads in a layer."
@@ -395,7 +395,7 @@ def n_layers(self: Flow) -> int:
     "Return the number of layers."
     return self.made_from['model']['n_layers']
 
-# %% ../../nbs/score/01_flow.ipynb #3c28bcf2
+# %% ../../nbs/score/01_flow.ipynb #a55a4c22
 @patch(as_prop=True)
 def by_pair(self: Flow) -> np.ndarray:
     "Return the signed attribution of every pair, float32 [pair, n_layers * n_heads]."
@@ -407,7 +407,7 @@ def values(self: Flow) -> np.ndarray:
     "Return the median over pairs of the absolute attribution, float32 [n_layers * n_heads]."
     return np.median(np.abs(self.by_pair), 0)
 
-# %% ../../nbs/score/01_flow.ipynb #88b6ed4e
+# %% ../../nbs/score/01_flow.ipynb #198f5ea1
 @patch(as_prop=True)
 def signed(self: Flow) -> np.ndarray:
     "Return the median over pairs of the signed attribution; below 0: the head works against the difference."
@@ -421,12 +421,12 @@ def edges(self: Flow) -> EdgeScores:
         return None
     return EdgeScores(self.between, self.n_heads, self.name, made_from=self.made_from)
 
-# %% ../../nbs/score/01_flow.ipynb #63342cac
+# %% ../../nbs/score/01_flow.ipynb #87c68dbb
 @patch
 def __len__(self: Flow) -> int:
     return self.by_position.shape[2]
 
-# %% ../../nbs/score/01_flow.ipynb #23deb0f2
+# %% ../../nbs/score/01_flow.ipynb #eca06ebc
 @patch
 def at(
     self: Flow,
@@ -444,7 +444,7 @@ def peak(
     "Return the position where a head's median absolute attribution is largest."
     return int(self.at(head).argmax() - self.by_position.shape[1])
 
-# %% ../../nbs/score/01_flow.ipynb #58fc9cab
+# %% ../../nbs/score/01_flow.ipynb #ab2e25aa
 @patch
 def __repr__(self: Flow) -> str:
     m = self.made_from
@@ -452,7 +452,7 @@ def __repr__(self: Flow) -> str:
     rows = [f'  {h!s:<7}{s:>+7.1%}   largest at position {self.peak(h)}' for h, s in self.ranked(10)]
     return '\n'.join([title, *rows, f'  {self.arrived.mean():.3g} of 1 arrives at the embeddings'])
 
-# %% ../../nbs/score/01_flow.ipynb #17ccba49
+# %% ../../nbs/score/01_flow.ipynb #aa7052a4
 def _code_flow(code, codes, attribution):
     "Return the `CodeFlow` of one code; `codes` [pair], `attribution` [pair, position]."
     on = codes == code
@@ -465,7 +465,7 @@ def _code_flow(code, codes, attribution):
         position=int(np.abs(attribution[on]).sum(0).argmax() - attribution.shape[1]),
     )
 
-# %% ../../nbs/score/01_flow.ipynb #8c5b02f8
+# %% ../../nbs/score/01_flow.ipynb #df54fe97
 @patch
 def by_code(
     self: Flow,
@@ -501,7 +501,7 @@ def from_state(cls: Flow, arrays: dict, info: dict) -> Flow:
     "Return the flow that `to_state` described."
     return cls(arrays['credit'], arrays['left'], info, arrays.get('between'))
 
-# %% ../../nbs/score/01_flow.ipynb #634b1146
+# %% ../../nbs/score/01_flow.ipynb #e70e36e6
 def _credit(flow) -> np.ndarray:
     "Return `by_position`; the older name."
     return flow.by_position
@@ -520,7 +520,7 @@ def left(self: Flow) -> np.ndarray:
     "Return `arrived`; the older name."
     return self.arrived
 
-# %% ../../nbs/score/01_flow.ipynb #36ec542c
+# %% ../../nbs/score/01_flow.ipynb #0b77ab17
 def flow_record(
     bound: BoundTask,  # The task
     n: int = None,  # Number of pairs, from the first on; default: all
