@@ -18,7 +18,7 @@ from ..models.forward import behind_end, forward, last_logits
 from ..models.rerun import collect_z, run_edited
 from ..results import HeadScores
 
-# %% ../../nbs/score/02_attribution.ipynb #ab6e36b0
+# %% ../../nbs/score/02_attribution.ipynb #7edd4631
 @contextlib.contextmanager
 def _no_weight_gradients(model):
     "Inside the block, the weights of the model take no gradients."
@@ -62,7 +62,7 @@ def hook_gradients(
         gradients = torch.autograd.grad(m.sum(), [zeros[name] for name in hook_names])
     return m.detach(), {name: (values[name], gradient) for name, gradient in zip(hook_names, gradients)}
 
-# %% ../../nbs/score/02_attribution.ipynb #f3ae489d
+# %% ../../nbs/score/02_attribution.ipynb #151c9875
 def z_gradients(
     model,  # A TransformerLens bridge
     ids,  # Token ids, int [batch, position]
@@ -109,7 +109,7 @@ def _attribute(model, positives, negatives, measure, steps, lengths=None):
     effect = ((z - z_neg) * gradient).sum((1, 2, 4)).flatten().double().cpu().numpy()
     return effect, m.sum().item() - at_negatives
 
-# %% ../../nbs/score/02_attribution.ipynb #be83a9c9
+# %% ../../nbs/score/02_attribution.ipynb #3ce46b67
 def _sum_batches(bound, metric, steps, batch_size):
     "Return the sums over all pairs: (effects [n_layers * n_heads], difference of the metric)."
     total, difference = 0.0, 0.0
