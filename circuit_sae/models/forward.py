@@ -71,7 +71,7 @@ def _scaled_z_hooks(layer, on_z, gain):
     names = 'attn.hook_z', 'ln1_post.hook_in', 'ln1_post.hook_out'
     return [(f'blocks.{layer}.{name}', hook) for name, hook in zip(names, (keep_z, keep_input, scale_z))]
 
-# %% ../../nbs/models/03_forward.ipynb #64a4278f
+# %% ../../nbs/models/03_forward.ipynb #dc056cbf
 def z_hooks(
     model,  # A TransformerLens bridge
     layer: int,  # Which layer
@@ -120,7 +120,7 @@ def keys_values(
             return None
     return cached
 
-# %% ../../nbs/models/03_forward.ipynb #a3ab4c6b
+# %% ../../nbs/models/03_forward.ipynb #8b04775a
 def first_positions(
     kv,  # Keys and values, from `keys_values`
     rows,  # The rows to take, an index into the batch
@@ -165,7 +165,7 @@ def run_pairs(
     del out, kv  # so that each layer's memory is freed when the new cache replaces it
     return logits, last_logits(_forward(model, others, on_rest, other, **cache), other)
 
-# %% ../../nbs/models/03_forward.ipynb #3bdf61af
+# %% ../../nbs/models/03_forward.ipynb #4565092a
 @torch.inference_mode()
 def _writes_and_outputs(model, ids, W):
     "Return per layer the sum of the heads' writes and what attention adds, [batch, position, d_model] on the CPU."

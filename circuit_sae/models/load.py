@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import numpy as np
 import torch
 from ..core import InputError, fingerprint, one_of
 from ..data.prompts import tiny_tokenizer
@@ -64,7 +63,7 @@ def _dtype(name, device):
     name = one_of(str(name).removeprefix('torch.'), ['float32', 'bfloat16', 'float16', 'auto'], 'dtype')
     return getattr(torch, auto_dtype(device) if name == 'auto' else name)
 
-# %% ../../nbs/models/01_load.ipynb #13f5757d
+# %% ../../nbs/models/01_load.ipynb #c3128fcd
 def _device(name):
     "Return `name`, by default a GPU if there is one; raise `InputError` if torch cannot use it."
     has_gpu = torch.cuda.is_available()
@@ -79,7 +78,7 @@ def _device(name):
         ) from e
     return name
 
-# %% ../../nbs/models/01_load.ipynb #628d449a
+# %% ../../nbs/models/01_load.ipynb #26d0d303
 def _place(device, device_map, offload_folder):
     "Return the device of the token ids and the arguments that place the model."
     if device is not None and device_map is not None:
@@ -144,7 +143,7 @@ def _make_legacy(model, name):
         )
     model.enable_compatibility_mode(disable_warnings=True)
 
-# %% ../../nbs/models/01_load.ipynb #8a75ab75
+# %% ../../nbs/models/01_load.ipynb #ce2eb959
 def _load_error(where, device_map, error):
     "Return the `InputError` for a model that cannot be loaded."
     if device_map is not None and isinstance(error, ValueError):
@@ -156,7 +155,7 @@ def _load_error(where, device_map, error):
         code='no-such-model',
     )
 
-# %% ../../nbs/models/01_load.ipynb #da6b88ef
+# %% ../../nbs/models/01_load.ipynb #d53fc56d
 def _boot(where, dtype, place):
     "Return the bridge of the model at `where`, a folder or a hub name."
     from transformer_lens.model_bridge import TransformerBridge
@@ -174,7 +173,7 @@ def _boot(where, dtype, place):
     except (OSError, ValueError) as e:
         raise _load_error(where, device_map, e) from e
 
-# %% ../../nbs/models/01_load.ipynb #c7ec6d1d
+# %% ../../nbs/models/01_load.ipynb #3f04b407
 def _resolve(name):
     "Return the folder or hub name of a model; raise `InputError` for an unknown short name."
     if name in MODELS:
@@ -218,7 +217,7 @@ def _sample(model, name, p):
         flat = weight.detach().reshape(-1)
     return [str(p.dtype), list(p.shape), flat[:: max(1, len(flat) // 64)].double().cpu().tolist()]
 
-# %% ../../nbs/models/01_load.ipynb #3ecf48c8
+# %% ../../nbs/models/01_load.ipynb #803ef85c
 @torch.no_grad()
 def model_identity(
     model,  # A TransformerLens bridge
@@ -246,7 +245,7 @@ def tiny_model(
     "Return a small random model with a real tokenizer."
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
-    import transformer_lens.model_bridge.sources.native
+    import transformer_lens.model_bridge.sources.native  # noqa: F401 (registers the architecture)
 
     tokenizer = tiny_tokenizer()
     shape = dict(n_layers=n_layers, n_heads=n_heads, d_model=d_model, d_head=d_head, d_mlp=4 * d_model, n_ctx=512)
@@ -259,7 +258,7 @@ def tiny_model(
     model.circuit_sae_name = 'tiny'
     return model.eval()
 
-# %% ../../nbs/models/01_load.ipynb #45461900
+# %% ../../nbs/models/01_load.ipynb #000dbe0f
 def save_random_model(
     config,  # A `transformers` configuration of any causal language model, with the vocabulary of `tiny_tokenizer`
     folder,  # Where to save it

@@ -15,10 +15,10 @@ from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import get_metric
 from ..models.forward import behind_end, forward, last_logits
-from ..models.rerun import collect_z, run_edited
+from ..models.rerun import collect_z
 from ..results import HeadScores
 
-# %% ../../nbs/score/02_attribution.ipynb #7edd4631
+# %% ../../nbs/score/02_attribution.ipynb #18280bf5
 @contextlib.contextmanager
 def _no_weight_gradients(model):
     "Inside the block, the weights of the model take no gradients."
@@ -62,7 +62,7 @@ def hook_gradients(
         gradients = torch.autograd.grad(m.sum(), [zeros[name] for name in hook_names])
     return m.detach(), {name: (values[name], gradient) for name, gradient in zip(hook_names, gradients)}
 
-# %% ../../nbs/score/02_attribution.ipynb #151c9875
+# %% ../../nbs/score/02_attribution.ipynb #dc2d33cd
 def z_gradients(
     model,  # A TransformerLens bridge
     ids,  # Token ids, int [batch, position]
@@ -109,7 +109,7 @@ def _attribute(model, positives, negatives, measure, steps, lengths=None):
     effect = ((z - z_neg) * gradient).sum((1, 2, 4)).flatten().double().cpu().numpy()
     return effect, m.sum().item() - at_negatives
 
-# %% ../../nbs/score/02_attribution.ipynb #3ce46b67
+# %% ../../nbs/score/02_attribution.ipynb #e387eb4f
 def _sum_batches(bound, metric, steps, batch_size):
     "Return the sums over all pairs: (effects [n_layers * n_heads], difference of the metric)."
     total, difference = 0.0, 0.0

@@ -351,7 +351,7 @@ class Planted:
             f'noise {settings["noise"]:g}, strength {settings["strength"]:g}, {self.task.n} pairs\n{_map(self)}'
         )
 
-# %% ../../nbs/truth/02_planted.ipynb #e5b5eae9
+# %% ../../nbs/truth/02_planted.ipynb #7f3adfe9
 def _map(planted):
     "Return the jobs of all heads as a table of layers by heads; heads of the circuit in brackets."
     truth, jobs = planted.truth, planted.jobs
@@ -383,7 +383,7 @@ def _check_settings(s):
     if not 0 <= s['distractors'] <= 1:
         _refuse('distractors', s['distractors'], 'a fraction of the heads outside the circuit, 0 to 1')
 
-# %% ../../nbs/truth/02_planted.ipynb #7b402eb9
+# %% ../../nbs/truth/02_planted.ipynb #b16f120d
 def _truth(family, roles, task, seed, model, n_layers, n_heads):
     "Return the heads and the edges of the circuit as references."
     about = dict(task=task, variant=f'seed {seed}', source='by construction', n_layers=n_layers, n_heads=n_heads)
