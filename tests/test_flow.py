@@ -123,7 +123,7 @@ def test_older_files_and_names(tmp_path):
     flow = difference_flow(bound, edges=True)
     flow.save(tmp_path / 'flow.safetensors')
     again = Flow.load(tmp_path / 'flow.safetensors')
-    assert (again.credit == flow.by_position).all() and (again.left == flow.arrived).all()
+    assert (again.by_position == flow.by_position).all() and (again.arrived == flow.arrived).all()
     assert (again.between == flow.edges.values).all()
     assert again.made_from == flow_record(bound)
     assert again.ranked(1)[0][1] == flow.signed[flow.order()[0]] == again[again.ranked(1)[0][0]]

@@ -37,7 +37,7 @@ def _paper_model(spec):
     inside = ','.join(f'{key}={json.dumps(value)}' for key, value in settings.items())
     return f'{name}[{inside}]', _TASKS[shape]
 
-# %% ../../nbs/bench/05_paper.ipynb #29748e36
+# %% ../../nbs/bench/05_paper.ipynb #2cb85f3f
 _HEADER = ['task', 'score', 'against', 'ROC AUC, ours', 'their picture', 'their file', 'AP, ours', 'model']
 
 
@@ -48,7 +48,7 @@ def _mean_sd(row, name):
         return ''
     return f'{mean:.3f}' if np.isnan(sd) else f'{mean:.3f} ±{sd:.3f}'
 
-
+# %% ../../nbs/bench/05_paper.ipynb #29748e36
 class PaperTable(NamedTuple):
     "Hold the main table of the paper: ours beside the published figures."
 

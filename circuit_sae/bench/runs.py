@@ -28,7 +28,7 @@ from typing import NamedTuple
 # %% ../../nbs/bench/01_runs.ipynb #aa383579
 import numpy as np
 import torch
-from .scorers import SCORERS, Evidence, score_heads
+from .scorers import Evidence, SCORERS, score_heads
 from ..core import InputError, fingerprint, one_of, versions, whole_file
 from ..data.prompts import TASKS, get_task
 from ..data.readers import read_examples

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ..causal.patching import patch_heads
+from ..circuit import log_softmax
 from ..codes.activations import cache_head_acts
 from ..codes.latents import attribute_codes
 from ..codes.sae import DiscreteSAE, encode_acts
 from ..codes.train import draw_examples, train_sae
-from ..circuit import log_softmax
 from ..core import InputError, one_of, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..find import preset_settings
@@ -72,7 +72,7 @@ class Meter:
         for hook in self.hooks:
             hook.remove()
 
-# %% ../../nbs/bench/00_scorers.ipynb #7e86e065
+# %% ../../nbs/bench/00_scorers.ipynb #4dad2986
 @patch
 def _count_forward(self: Meter, block, args, kwargs, out):
     "Count one layer of a forward pass, and watch for a backward pass through it."
@@ -90,7 +90,7 @@ def _count_backward(self: Meter, gradient):
     "Count one layer of a backward pass."
     self.backward += len(gradient) / self.model.cfg.n_layers
 
-
+# %% ../../nbs/bench/00_scorers.ipynb #7e86e065
 @patch
 def read(self: Meter) -> Cost:
     "Return the cost so far."

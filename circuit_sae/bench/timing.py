@@ -187,10 +187,10 @@ class Row(NamedTuple):
         met = {True: 'yes', False: 'no', None: '–'}[self.met]
         return [self.stage, self.what, walls, self.reached, self.limit, met]
 
-# %% ../../nbs/bench/02_timing.ipynb #3898d190
+# %% ../../nbs/bench/02_timing.ipynb #f5e2fc57
 _HEADER = ['stage', 'measure', 'seconds', 'reached', 'target', 'met']
 
-
+# %% ../../nbs/bench/02_timing.ipynb #3898d190
 class SpeedTable:
     "Hold rows, the machine on which they were measured, and the settings of the measurement."
 

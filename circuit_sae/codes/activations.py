@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..core import InputError, fingerprint, one_of, progress, read_tensors, save_tensors
 from ..data.batches import PairBatch, bind_task, pair_batches
 from ..data.tasks import Encoder, Task
-from ..models.behaviour import Behaviour, judge as answer_figures
+from ..models.behaviour import Behaviour
 from ..models.forward import check_writes, run_pairs
 from ..models.writes import write_matrices
 
@@ -203,7 +203,7 @@ def judge(
 ):
     "Record how well the model does the task on a batch."
     for rows, logits in ((batch.pairs, positives), (batch.pairs + self.bound.n, negatives)):
-        self.judged[rows] = self.bound.measure(answer_figures, logits, rows)
+        self.judged[rows] = self.bound.measure(judge, logits, rows)
 
 # %% ../../nbs/codes/00_activations.ipynb #91c94442
 @patch

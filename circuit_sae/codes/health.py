@@ -231,7 +231,7 @@ def __repr__(self: Health):
     title = f'Health of an SAE of {self.d_sae} latents on {len(self.codes)} examples, {self.codes.shape[1]} heads'
     return '\n'.join([title, self.table(), *(f'! {w}' for w in self.warnings())])
 
-# %% ../../nbs/codes/03_health.ipynb #9de134bc
+# %% ../../nbs/codes/03_health.ipynb #b48438b5
 def _plot_layers(health, ax):
     "Draw the variance within heads that is explained, by layer."
     for y, style in (
@@ -243,7 +243,7 @@ def _plot_layers(health, ax):
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(fontsize=8, frameon=False, loc='upper left')
 
-
+# %% ../../nbs/codes/03_health.ipynb #9de134bc
 def _plot_heads(health, ax):
     "Draw the effective number of codes of each head by its fraction of examples without one."
     for m, style in (
@@ -313,7 +313,7 @@ class Sweep:
         title = f'Sweep of {len(self.frame)} settings; largest product of told and agreement: {self.best()}'
         return f'{title}\n{self.table().to_string()}'
 
-# %% ../../nbs/codes/03_health.ipynb #5790f82e
+# %% ../../nbs/codes/03_health.ipynb #b447c0ce
 _MEANS = dict(
     explained='explained',
     within='within',
@@ -324,7 +324,7 @@ _MEANS = dict(
     mute='mute',
 )
 
-
+# %% ../../nbs/codes/03_health.ipynb #5790f82e
 def _setting(acts, l1, d, seeds, settings):
     "Return one row of a sweep, and the codes of each seed."
     from scipy.stats import spearmanr

@@ -13,52 +13,24 @@ import torch
 from fastcore.basics import patch
 from torch.nn.functional import normalize
 from .sae import DiscreteSAE, check_sae, head_scales, latent_bias, latent_readers
-from ..core import InputError, fingerprint, head_index, progress, save_tensors
+from ..core import InputError, fingerprint, head_index, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import get_metric
-from ..models.forward import forward, last_logits
 from ..models.rerun import collect_z
 from ..models.writes import post_norm, write_matrices
-from ..results import load_scores
+from ..score.attribution import hook_gradients
 from ..score.flow import Flow
-
-# %% ../../nbs/codes/04_latents.ipynb #b5f6a989
-def _gradient_hooks(model, z, zeros):
-    "Return hooks that keep `z` of each layer and add zeros with a gradient to what its heads write."
-
-    def keep(layer):
-        return lambda x, hook: z.update({layer: x.detach().float()})
-
-    def add_zeros(layer):
-        def hook(x, hook):
-            zeros[layer] = torch.zeros_like(x, requires_grad=True)
-            return x + zeros[layer]
-
-        return hook
-
-    hooks = []
-    for layer in range(model.cfg.n_layers):
-        hooks.append((f'blocks.{layer}.attn.hook_z', keep(layer)))
-        hooks.append((f'blocks.{layer}.hook_attn_out', add_zeros(layer)))
-    return hooks
 
 # %% ../../nbs/codes/04_latents.ipynb #7740d8f7
 def _write_gradients(model, ids, metric):
     "Return the metric [batch], `z` [layer, batch, position, head, d_head] and the gradient by a layer's writes."
-    z = {}
-    zeros = {}
-    frozen = [p for p in model.original_model.parameters() if p.requires_grad]
-    for p in frozen:
-        p.requires_grad_(False)
-    try:
-        with torch.enable_grad(), model.hooks(fwd_hooks=_gradient_hooks(model, z, zeros)):
-            m = metric(last_logits(forward(model, ids)))
-            grads = torch.autograd.grad(m.sum(), [zeros[layer] for layer in sorted(zeros)])
-    finally:
-        for p in frozen:
-            p.requires_grad_(True)
-    return m.detach(), torch.stack([z[layer] for layer in sorted(z)]), torch.stack(grads).float()
+    layers = range(model.cfg.n_layers)
+    z_names = [f'blocks.{layer}.attn.hook_z' for layer in layers]
+    write_names = [f'blocks.{layer}.hook_attn_out' for layer in layers]
+    m, at_hooks = hook_gradients(model, ids, metric, z_names + write_names)
+    z = torch.stack([at_hooks[name][0] for name in z_names]).float()
+    return m, z, torch.stack([at_hooks[name][1] for name in write_names]).float()
 
 # %% ../../nbs/codes/04_latents.ipynb #30b7459f
 @torch.no_grad()
@@ -124,27 +96,12 @@ class CodeAttribution(Flow):
 
     def to_state(self) -> tuple:  # (dict of arrays, dict of plain values)
         "Return what a saved file holds."
-        return dict(credit=self.credit, carried=self.carried, where=self.where), dict(made_from=self.made_from)
+        return dict(credit=self.by_position, carried=self.carried, where=self.where), dict(made_from=self.made_from)
 
     @classmethod
     def from_state(cls, arrays, info):
         "Return the attribution that `to_state` described."
         return cls(arrays['credit'], arrays['carried'], arrays['where'], info['made_from'])
-
-    def save(
-        self,
-        path,  # A `.safetensors` file
-    ):
-        "Write the attribution and what it comes from, completely or not at all."
-        save_tensors(path, self.kind, *self.to_state())
-
-    @classmethod
-    def load(
-        cls,
-        path,  # A file that `save` wrote
-    ):  # Raises `InputError` if the file holds other scores
-        "Read a saved attribution."
-        return load_scores(path, cls)
 
     def __repr__(self):
         return _attribution_text(self)
@@ -174,13 +131,13 @@ def by_latent(
     rows = [_latent_row(int(j), parts[:, j], where[:, j]) for j in np.flatnonzero(parts.any(0))]
     rows.sort(key=lambda r: -abs(r.attribution))
     rest = self.by_pair[:, i] - parts.sum(1)
-    return [*rows, _latent_row(None, rest, self.credit[:, :, i].mean(0) - where.sum(1))]
+    return [*rows, _latent_row(None, rest, self.by_position[:, :, i].mean(0) - where.sum(1))]
 
 # %% ../../nbs/codes/04_latents.ipynb #0a097c97
 def _head_line(scores, head):
     "Return one head of a `CodeAttribution` as a line of text."
     i = head_index(head, scores.n_layers, scores.n_heads)
-    position = scores.at(head).argmax() - scores.credit.shape[1]
+    position = scores.at(head).argmax() - scores.by_position.shape[1]
     latents = [f'{r.latent} {r.attribution:+.1%}' for r in scores.by_latent(head)[:-1][:3]]
     return (
         f'  {str(head):<7}{scores.signed[i]:>+7.1%}   most at position {position:>3}   '
@@ -192,7 +149,7 @@ def _attribution_text(scores):
     "Return a `CodeAttribution` as text: its ten best heads with their best latents."
     made = scores.made_from
     title = (
-        f"{scores.name}: '{made['task']}' in {made['model']['name']}, {len(scores.credit)} pairs; "
+        f"{scores.name}: '{made['task']}' in {made['model']['name']}, {len(scores.by_position)} pairs; "
         f'mean fraction of the difference in {made["metric"]}'
     )
     lines = [_head_line(scores, head) for head, _ in scores.ranked()[:10]]

@@ -173,7 +173,7 @@ def plot(
     "Draw a map of layers by heads of how the codes are used."
     from circuit_sae.show.plots import plot_usage
 
-    return plot_usage(self, figure, ax=ax, **kwargs)
+    return plot_usage(self, ax=ax, figure=figure, **kwargs)
 
 # %% ../../nbs/codes/01_sae.ipynb #9955cda0
 def check_sae(

@@ -9,8 +9,8 @@ __all__ = ['run_edited', 'collect_z', 'Midway']
 import contextlib
 
 import torch
-from .forward import as_ids, behind_end, first_positions, forward, keys_values, last_logits
 from fastcore.basics import patch
+from .forward import as_ids, behind_end, first_positions, forward, keys_values, last_logits
 
 # %% ../../nbs/models/04_rerun.ipynb #9191aea7
 @torch.no_grad()
@@ -134,9 +134,6 @@ def continue_from(
         _block_input(model.blocks[first], x[:, start:].contiguous()),
     ):
         return last_logits(model.original_model(self.ids[rows][:, start:], logits_to_keep=1, **cache))
-
-
-Midway._go = Midway.continue_from  # TEMPORARY: the name in causal/paths
 
 # %% ../../nbs/models/04_rerun.ipynb #00176ca7
 @patch

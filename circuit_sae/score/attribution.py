@@ -18,7 +18,7 @@ from ..models.forward import behind_end, forward, last_logits
 from ..models.rerun import collect_z
 from ..results import HeadScores
 
-# %% ../../nbs/score/02_attribution.ipynb #18280bf5
+# %% ../../nbs/score/02_attribution.ipynb #8a4996ef
 @contextlib.contextmanager
 def _no_weight_gradients(model):
     "Inside the block, the weights of the model take no gradients."
@@ -31,7 +31,7 @@ def _no_weight_gradients(model):
         for p in weights:
             p.requires_grad_(True)
 
-
+# %% ../../nbs/score/02_attribution.ipynb #18280bf5
 def _add_zeros(values, zeros, name):
     "Return a hook that stores the activation in `values` and adds a new tensor of zeros, stored in `zeros`."
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from ..core import InputError, one_of, progress
 from ..data.batches import BoundTask, bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
@@ -30,7 +31,6 @@ from circuit_sae.score.flow_rules import (
     through_mlp,
     through_norm,
 )
-from fastcore.basics import patch
 
 # %% ../../nbs/score/01_flow.ipynb #a89e39ab
 CACHED_SITES = dict(
@@ -357,11 +357,6 @@ class CodeFlow(NamedTuple):
     share: float  # Fraction of the head's total absolute attribution
     position: int  # Where the absolute attribution is largest; -1 is the last position
 
-    @property
-    def credit(self) -> float:
-        "Return `attribution`; the older name."
-        return self.attribution
-
 # %% ../../nbs/score/01_flow.ipynb #48db40af
 class Flow(HeadScores):
     "Hold the attribution of every head for every pair and position."
@@ -500,25 +495,6 @@ def to_state(self: Flow) -> tuple:  # (dict of arrays, dict of plain values)
 def from_state(cls: Flow, arrays: dict, info: dict) -> Flow:
     "Return the flow that `to_state` described."
     return cls(arrays['credit'], arrays['left'], info, arrays.get('between'))
-
-# %% ../../nbs/score/01_flow.ipynb #2cfaf995
-def _credit(flow) -> np.ndarray:
-    "Return `by_position`; the older name."
-    return flow.by_position
-
-
-def _set_credit(flow, attribution):
-    "Set `by_position`; the older name."
-    flow.by_position = np.asarray(attribution)
-
-
-Flow.credit = property(_credit, _set_credit)
-
-
-@patch(as_prop=True)
-def left(self: Flow) -> np.ndarray:
-    "Return `arrived`; the older name."
-    return self.arrived
 
 # %% ../../nbs/score/01_flow.ipynb #a0ce6761
 def flow_record(

@@ -7,7 +7,6 @@ __all__ = ['name_points', 'plot_effects', 'plot_edges', 'edge_list', 'plot_graph
 
 # %% ../../nbs/show/01_graph.ipynb #f8b98940
 import numpy as np
-
 from ..core import InputError, all_heads, head_index, parse_head
 from ..results import EdgeScores
 from .plots import TRUE_COLOR, frame_truth, greys, head_map, new_axis, own_heads, signed_map

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
-
 from ..circuit import log_softmax
 from ..codes.tokens import code_strengths, token_shares
-from ..core import InputError, all_heads, fingerprint, head_index, parse_head, whole_file
+from ..core import InputError, all_heads, head_index, parse_head, whole_file
 from ..data.batches import bind_task
 from ..data.tasks import Encoder
 from ..results import HeadScores
@@ -116,9 +115,7 @@ def __repr__(self: Inspector):
 # %% ../../nbs/show/02_inspector.ipynb #a2163b05
 def _check_same_prompts(found, bound):
     "Raise `InputError` unless the activations of `found` come from the prompts of `bound`."
-    t = bound.tokens
-    with_labels = fingerprint(t.ids, t.is_positive, t.answers, t.wrongs)  # TEMPORARY: the older fingerprint
-    if found.acts.made_from.get('pairs') not in (bound.identity['pairs'], with_labels):
+    if found.acts.made_from.get('pairs') != bound.identity['pairs']:
         raise InputError(
             f"expected the prompts that the activations come from; with this model, task '{found.task.name}' has other "
             'prompts. Pass the model and the task that the circuit was found with.',

@@ -8,7 +8,6 @@ __all__ = ['TRUE_COLOR', 'new_axis', 'greys', 'outline', 'frame_truth', 'head_ma
 
 # %% ../../nbs/show/00_plots.ipynb #b48742d0
 import numpy as np
-
 from ..codes.sae import Codes, DiscreteSAE
 from ..core import InputError, all_heads, head_index, one_of, parse_head
 from ..results import HeadScores
@@ -88,7 +87,7 @@ def signed_map(
     scores,  # `HeadScores`, or a signed array [n_layers, n_heads]
 ) -> np.ndarray:  # float [n_layers, n_heads]
     "Return the signed values of a score as a map of layers by heads."
-    signed = getattr(scores, 'signed', getattr(scores, 'effect', None))  # TEMPORARY: `effect`
+    signed = getattr(scores, 'signed', None)
     if signed is None:
         return head_map(scores)
     return head_map(np.reshape(signed, (-1, scores.n_heads)))

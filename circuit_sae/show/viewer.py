@@ -16,7 +16,6 @@ from importlib import resources
 
 import numpy as np
 from fastcore.basics import patch
-
 from ..core import InputError
 from .inspector import code_name
 

@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from ..core import Head, InputError, check_writable, load_json, one_of, save_json, whole_file
-from .audit import STAGE_TITLES, Audit, AuditSettings, Reason, has_effect, percent
+from .audit import Audit, AuditSettings, Reason, STAGE_TITLES, has_effect, percent
 
 # %% ../../nbs/trust/04_certificate.ipynb #98d77258
 def _plain(x):

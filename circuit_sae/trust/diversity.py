@@ -55,7 +55,7 @@ def rarefied(
     missed = np.where(others >= drawn, np.exp(log_missed), 0)
     return sum_heads(1 - missed, head, len(m))
 
-# %% ../../nbs/trust/00_diversity.ipynb #f6a74835
+# %% ../../nbs/trust/00_diversity.ipynb #473d212b
 class Diversity:
     "Hold the number of distinct codes of each head on positives and on negatives, at equal sample size."
 
@@ -80,7 +80,7 @@ class Diversity:
         self.n_heads = n_heads
         self.n_layers = len(positive) // n_heads
 
-
+# %% ../../nbs/trust/00_diversity.ipynb #f6a74835
 def _code_ratio(positive, negative):
     "Return the ratio of the sums over heads."
     return float(positive.sum() / max(negative.sum(), 1e-12))

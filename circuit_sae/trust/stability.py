@@ -153,7 +153,7 @@ def record(
     names = ('resample', 'level', 'cut')
     return {k: getattr(self, k) for k in names} | dict(n_pairs=n_pairs, n_groups=n_groups, draw_seed=self.seed)
 
-# %% ../../nbs/trust/02_stability.ipynb #d0bd3427
+# %% ../../nbs/trust/02_stability.ipynb #1c339464
 class Stability:
     "Hold how often each head is in the circuit, over draws of prompts and SAEs."
 
@@ -182,7 +182,7 @@ class Stability:
         "Return 'stable', 'uncertain' or 'out' for each head."
         return np.where(self.low > cut, 'stable', np.where(self.high < 1 - cut, 'out', 'uncertain'))
 
-
+# %% ../../nbs/trust/02_stability.ipynb #d0bd3427
 def _agreement(x):
     "Return an `Agreement` from nested lists, as a JSON file holds it."
     return Agreement(*(estimate and Estimate(*estimate) for estimate in x))
