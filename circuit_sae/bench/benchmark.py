@@ -27,7 +27,7 @@ from ..models.load import MODELS
 from ..models.weights import smollm2_folder
 from ..stats import half_width
 from ..truth.evaluate import evaluate
-from ..truth.references import references
+from ..truth import references
 
 # %% ../../nbs/bench/03_benchmark.ipynb #a6448dc4
 _PLANTED = object()  # Stands for the ground truth that a row of a planted circuit holds itself.

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..core import InputError, fingerprint, one_of, progress, read_tensors, save_tensors
 from ..data.batches import PairBatch, bind_task, pair_batches
 from ..data.tasks import Encoder, Task
-from ..models.behaviour import Behaviour
+from ..models.behaviour import Behaviour, judge
 from ..models.forward import check_writes, run_pairs
 from ..models.writes import write_matrices
 
