@@ -272,7 +272,7 @@ def test_command_refuses_six_prompts(model_folder, capsys):
 
 
 def test_command_certifies_with_status_0(good, found, planted, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr('circuit_sae.cli._found', lambda *_: (planted.model, found))
+    monkeypatch.setattr('circuit_sae.commands._found', lambda *_: (planted.model, found))
     monkeypatch.setattr('circuit_sae.trust.certificate.certify', lambda *_, **kw: good)
     status, said, cert = command(tmp_path, 'ioi', capsys, '--n', '4')
     assert status == 0 and cert == good and '# Certified' in said.out
