@@ -38,7 +38,7 @@ class Experiment(NamedTuple):
     figures: str = None  # Name in `published_figures` of ROC AUCs along the axis
     range: tuple = None  # Largest and smallest published ROC AUC, if it is not known which values they belong to
 
-# %% ../../nbs/bench/04_experiments.ipynb #bc125268
+# %% ../../nbs/bench/04_experiments.ipynb #ad8e95d9
 @patch(as_prop=True)
 def numeric(self: Experiment) -> bool:
     "Return whether the values are numbers."
@@ -52,7 +52,7 @@ def tasks(self: Experiment) -> list:
         return ['greater_than', *(f'greater_than[negative={v}]' for v in self.values[1:])]
     return ['ioi', 'greater_than', 'docstring']
 
-# %% ../../nbs/bench/04_experiments.ipynb #94eb36d5
+# %% ../../nbs/bench/04_experiments.ipynb #d346396c
 @patch(as_prop=True)
 def methods(self: Experiment) -> list:  # [(label, scorer, settings)], as `benchmark` takes them
     "Return the published protocol, then one method for each other value."
@@ -87,7 +87,7 @@ _ON_EXAMPLES = [
     ),
 ]
 
-# %% ../../nbs/bench/04_experiments.ipynb #1912c6c2
+# %% ../../nbs/bench/04_experiments.ipynb #613386d0
 _ON_LATENTS = [
     Experiment(
         name='width',
@@ -107,7 +107,7 @@ _ON_LATENTS = [
     ),
 ]
 
-# %% ../../nbs/bench/04_experiments.ipynb #b8e6a20b
+# %% ../../nbs/bench/04_experiments.ipynb #215decda
 _ON_HEADS = [
     Experiment(
         name='head_norm',
@@ -127,7 +127,7 @@ _ON_HEADS = [
     ),
 ]
 
-# %% ../../nbs/bench/04_experiments.ipynb #4396c4a2
+# %% ../../nbs/bench/04_experiments.ipynb #19b59617
 _ON_PROMPTS = [
     Experiment(
         name='negatives',
@@ -150,7 +150,7 @@ _ON_PROMPTS = [
     ),
 ]
 
-# %% ../../nbs/bench/04_experiments.ipynb #984439d7
+# %% ../../nbs/bench/04_experiments.ipynb #8b926236
 EXPERIMENTS = {e.name: e for e in [*_ON_EXAMPLES, *_ON_LATENTS, *_ON_HEADS, *_ON_PROMPTS]}
 
 # %% ../../nbs/bench/04_experiments.ipynb #92276658
@@ -167,7 +167,7 @@ def _experiments(name, tasks):
         return [e]
     return [e for e in EXPERIMENTS.values() if e.setting != 'negative' or not tasks]
 
-# %% ../../nbs/bench/04_experiments.ipynb #24e3d887
+# %% ../../nbs/bench/04_experiments.ipynb #acf14553
 def _fits(method, n_pairs):
     "Return whether a method can run on that many pairs; a count over all prompts is `paper` itself."
     settings = method[2]
@@ -228,7 +228,7 @@ def _judged(df):
         raise InputError(f'no run of this experiment is judged: {why}', code='not-judged')
     return df[df.roc_auc.notna()]
 
-# %% ../../nbs/bench/04_experiments.ipynb #652c961f
+# %% ../../nbs/bench/04_experiments.ipynb #e77e2f51
 def _with_values(df, e):
     "Return runs with the value of the setting as `method` and whether it is the published one as `chosen`."
     values = []
@@ -242,7 +242,7 @@ def _with_values(df, e):
     tasks = e.tasks[:1] * len(df) if e.setting == 'negative' else df.task
     return df.assign(method=values, chosen=chosen, task=tasks)
 
-# %% ../../nbs/bench/04_experiments.ipynb #59450586
+# %% ../../nbs/bench/04_experiments.ipynb #4ebaed3b
 def _check_one(df, column, what):
     "Raise `InputError` if a column has several values."
     values = df[column].unique()
@@ -253,7 +253,7 @@ def _check_one(df, column, what):
             code='mixed-table',
         )
 
-# %% ../../nbs/bench/04_experiments.ipynb #a6765e77
+# %% ../../nbs/bench/04_experiments.ipynb #0c42dbef
 def _rows(df, name):
     "Return the judged runs of an experiment; raise `InputError` if no two values can be compared."
     e = EXPERIMENTS[one_of(name, EXPERIMENTS, 'experiment')]
@@ -324,7 +324,7 @@ def _draw_task(ax, x, t, figure, style, connected, gap):
         look = dict(marker=marker, ls=line, lw=0.7, color='.6', mfc='w', zorder=1)
         ax.plot(x - gap / 2, t.published_roc_auc, label=f'{task}, published', **look)
 
-# %% ../../nbs/bench/04_experiments.ipynb #ef9123d2
+# %% ../../nbs/bench/04_experiments.ipynb #8af77e55
 def _label_axes(ax, e, positions, figure):
     "Set ticks, limits and labels of one panel."
     small = not e.numeric and len(positions) >= 4
@@ -361,7 +361,7 @@ def _add_legend(axes):
     columns = 6 if len(shown) < 4 else 3
     axes[0].figure.legend(*zip(*shown), loc='outside lower center', ncols=columns, frameon=False, fontsize=8)
 
-# %% ../../nbs/bench/04_experiments.ipynb #af564a07
+# %% ../../nbs/bench/04_experiments.ipynb #8edf6c13
 def plot_experiment(
     df,  # A table of runs, judged
     name: str,  # A name in `EXPERIMENTS`
@@ -441,7 +441,7 @@ def _choice_words(answer, several):
         return 'The published choice holds.' if answer else 'The published choice does not carry over.'
     return 'No clear difference: the published choice is not refuted.' if several else 'One cell decides nothing.'
 
-# %% ../../nbs/bench/04_experiments.ipynb #eefcd116
+# %% ../../nbs/bench/04_experiments.ipynb #8a75a496
 def _choice(t, base):
     "Return how much the best other value of `t` [cell, value] beats the published one, the answer and its words."
     d = t.sub(base, axis=0)
@@ -468,7 +468,7 @@ def _spread_p(t, n_shuffles=10_000):
     as_wide = np.ptp(shuffled.mean(1), axis=1) >= np.ptp(t.mean()) - 1e-12
     return (1 + as_wide.sum()) / (1 + n_shuffles)
 
-# %% ../../nbs/bench/04_experiments.ipynb #d025b3df
+# %% ../../nbs/bench/04_experiments.ipynb #89e6f717
 def _spread(t):
     "Return the difference of best and worst value, whether the kind of value matters, and a sentence that says so."
     means = t.mean()
@@ -485,7 +485,7 @@ def _spread(t):
         f'a range as wide occurs by chance with p = {p:.2g}. {words}',
     )
 
-# %% ../../nbs/bench/04_experiments.ipynb #18d12a39
+# %% ../../nbs/bench/04_experiments.ipynb #3b7eeb07
 def _published_slope(e, tasks, values):
     "Return the mean published slope over tasks, at the values that were run; None if nothing is published."
     f = published_figures().get(e.figures, {})
@@ -504,7 +504,7 @@ def _along_axis(e, t, what):
     by_task = ', '.join(f'{task} {slope:+.3f}' for task, slope in slopes.groupby('task').mean().items())
     return estimate, f'{what} changes by {_say(*estimate)} with each doubling of the {e.axis}; by task: {by_task}.'
 
-# %% ../../nbs/bench/04_experiments.ipynb #02b3ea43
+# %% ../../nbs/bench/04_experiments.ipynb #280dc86e
 def _answer(e, rows, t, figure, estimate):
     "Return estimate, answer and words about the claim of an experiment."
     if e.claim == 'choice':
