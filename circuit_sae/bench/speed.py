@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-# %% ../../nbs/bench/06_speed.ipynb #e7e0fa9d
+# %% ../../nbs/bench/06_speed.ipynb #5578db50
 from .scorers import class_difference
 from .timing import Row, SpeedTable, fresh_python, machine, matmul_rate, race, timed
 from .timing import literal_node_scores, literal_pair_counts, literal_train
@@ -31,7 +31,7 @@ from ..models.forward import check_writes, run, run_pairs
 from ..models.load import MODELS, load_model, quietly
 from ..models.weights import smollm2_folder
 
-# %% ../../nbs/bench/06_speed.ipynb #a844c976
+# %% ../../nbs/bench/06_speed.ipynb #36bb032b
 from ..results import HeadScores
 from ..score.attribution import attribute_heads
 from ..score.flow import difference_flow
@@ -90,7 +90,7 @@ class _Context:
         "Return the Hugging Face model without a bridge."
         return _plain_model(self.folder, next(self.model.original_model.parameters()).device)
 
-# %% ../../nbs/bench/06_speed.ipynb #e7f1c7f6
+# %% ../../nbs/bench/06_speed.ipynb #904c20d6
 def _plain_model(folder, device):
     "Return a Hugging Face model in float32."
     from transformers import AutoModelForCausalLM
@@ -110,7 +110,7 @@ def name(self: _Context):
         code='no-model-name',
     )
 
-# %% ../../nbs/bench/06_speed.ipynb #ab3731fd
+# %% ../../nbs/bench/06_speed.ipynb #d8a93932
 @patch(as_prop=True)
 def folder(self: _Context):
     "Return the folder or hub name that Hugging Face's loader takes."
@@ -139,7 +139,7 @@ def _activations(c):
     what = 'cache_head_acts ÷ plain forward pass without logits'
     return dict(what=what, walls=[a, b], bounds=[(a / b, '≤', 1.1, '×')], note=note)
 
-# %% ../../nbs/bench/06_speed.ipynb #abebdfed
+# %% ../../nbs/bench/06_speed.ipynb #ebe8f252
 def _matmul_gain(c, model, dtype):
     "Return how many times as fast the largest matrix product is in `dtype` as in float32, and its sizes."
     cfg = model.cfg
@@ -168,13 +168,13 @@ def _auto(c):
     )
     return dict(what=what, walls=[a, b], bounds=[(a / b, '≥', 2.5, '×'), (differences, '≥', 0.99, '')], note=note)
 
-# %% ../../nbs/bench/06_speed.ipynb #df31e39e
+# %% ../../nbs/bench/06_speed.ipynb #297cbdf3
 def _literal_settings(c):
     "Return the settings of the preset 'full' that the literal loop takes."
     settings = preset_settings('full', c.task.name)
     return {k: settings[k] for k in ('draw', 'unit_norm', 'null_code', 'head_norm', 'l1_coefficient')}
 
-# %% ../../nbs/bench/06_speed.ipynb #4be0e2f7
+# %% ../../nbs/bench/06_speed.ipynb #cf00563f
 def _training_note(c, literal, quick, full, until, literal_seconds, full_seconds):
     "Return the note of the row: losses, rank correlations, and the time that the published steps need."
     x = training_points(literal, c.acts, draw_examples(c.acts.is_positive, 10, _literal_settings(c)['draw'], 0))
@@ -312,7 +312,7 @@ gc.collect()
 print(json.dumps(peak_memory(lambda: find_circuit(model, task, out=sys.argv[4]))))
 """
 
-# %% ../../nbs/bench/06_speed.ipynb #626a8014
+# %% ../../nbs/bench/06_speed.ipynb #a160517a
 _PLAIN = """
 import json, sys
 import torch
@@ -340,7 +340,7 @@ def _many_edges(c, heads=1024):
     what = f'pair_counts, {codes.shape[0]} × {heads}: time and peak memory'
     return dict(what=what, walls=[seconds], bounds=[(seconds, '<', 10, ' s'), (mb, '<', 1000, ' MB')])
 
-# %% ../../nbs/bench/06_speed.ipynb #02661603
+# %% ../../nbs/bench/06_speed.ipynb #b76eaa33
 def _memory(c):
     "Measure how far `find_circuit` raises the memory of a process that has loaded the model."
     with tempfile.TemporaryDirectory() as d:
@@ -397,7 +397,7 @@ SPEED_STAGES = {
     'import': _import,
 }
 
-# %% ../../nbs/bench/06_speed.ipynb #0042db9d
+# %% ../../nbs/bench/06_speed.ipynb #86b14b20
 def _row(stage, c):
     "Return the row of a stage; if it fails, a row that says why."
     gc.collect()
@@ -453,7 +453,7 @@ def _random_llama(folder, width):
         tokenizer.save_pretrained(folder)
     return sum(p.numel() for name, p in model.named_parameters() if 'layers' in name)
 
-# %% ../../nbs/bench/06_speed.ipynb #0c810bb4
+# %% ../../nbs/bench/06_speed.ipynb #e1bbff86
 def _activation_seconds(model, task, n):
     "Return the time of `cache_head_acts` on `n` prompts."
     task = get_task(task, n=n // 2)
@@ -469,7 +469,7 @@ def _score_seconds(score, n_heads, rng):
     (seconds,), _ = race(lambda: score(codes, y))
     return seconds
 
-# %% ../../nbs/bench/06_speed.ipynb #fd5cf287
+# %% ../../nbs/bench/06_speed.ipynb #f310046b
 def _by_width(width, task):
     "Return the number of parameters of a random model and the time of its activations on 40 prompts."
     with tempfile.TemporaryDirectory() as d:
@@ -483,7 +483,7 @@ def _with_slope(points):
     slope = float(np.polyfit(*np.log(np.array(points).T), 1)[0])
     return dict(x=list(x), seconds=list(seconds), slope=slope)
 
-# %% ../../nbs/bench/06_speed.ipynb #3418105a
+# %% ../../nbs/bench/06_speed.ipynb #8037533c
 def scaling(
     model='smollm2-135m',  # A name, a folder, or a loaded model
     task: str = 'ioi',  # A built-in task
@@ -517,7 +517,7 @@ def _draw_scaling(ax, name, x, seconds, slope):
     what, by = name.split(', by ')
     ax.set(title=f'{what}, slope {slope:.2f}', xlabel=by, ylabel='seconds', **ticks)
 
-# %% ../../nbs/bench/06_speed.ipynb #d5d78c74
+# %% ../../nbs/bench/06_speed.ipynb #d821a144
 def plot_scaling(
     points: dict,  # From `scaling`
 ):  # An array of axes, one for each cost
@@ -530,7 +530,7 @@ def plot_scaling(
         _draw_scaling(ax, name, np.array(p['x'], float), np.array(p['seconds']), p['slope'])
     return axes
 
-# %% ../../nbs/bench/06_speed.ipynb #f08ca5c5
+# %% ../../nbs/bench/06_speed.ipynb #39b4eb67
 def _operations(n_heads, d_head, d_model, n_params, prompts, tokens, d_sae, n_train, steps):
     "Return the operations of each stage; `n_heads` counts all heads of the model."
     return {
@@ -579,7 +579,7 @@ def on_paper(
     over = [name for name in sorted(held, key=held.get, reverse=True) if held[name] > memory]
     return seconds | gb | {'does not fit': ', then '.join(over) or 'nothing'}
 
-# %% ../../nbs/bench/06_speed.ipynb #751f3608
+# %% ../../nbs/bench/06_speed.ipynb #36c58369
 def _part(seconds, name, f):
     "Return the result of `f()` and record its time."
     seconds[name], result = timed(f)
@@ -592,7 +592,7 @@ def _judge_all(bound, batches, logits):
         bound.measure(judge, positives, batch.pairs)
         bound.measure(judge, negatives, batch.pairs + bound.n)
 
-# %% ../../nbs/bench/06_speed.ipynb #00ec7c95
+# %% ../../nbs/bench/06_speed.ipynb #56d24600
 def _profile_forward(c, seconds):
     "Return the activations; record the parts of `cache_head_acts`."
     bound = _part(seconds, 'tokens', lambda: bind_task(c.model, c.task))
