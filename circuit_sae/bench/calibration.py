@@ -112,7 +112,7 @@ def unplant(
 ):  # The same object
     "Replace the heads of the circuit by idle heads."
     model = planted.model
-    scale = planted.settings['noise'] / model.cfg.d_model**0.5
+    noise = planted.settings['noise']
     generator = torch.Generator().manual_seed(planted.settings['seed'])
     for head in planted.truth:
         own = slice(head.head * model.cfg.d_head, (head.head + 1) * model.cfg.d_head)
@@ -120,7 +120,7 @@ def unplant(
         for part in (attn.q, attn.k, attn.v, attn.o):
             w = part.original_component.weight
             w = w[:, own] if part is attn.o else w[own]
-            w.copy_(torch.randn(w.shape, generator=generator) * scale)
+            w.copy_(torch.randn(w.shape, generator=generator) * noise / model.cfg.d_model**0.5)
     return planted
 
 # %% ../../nbs/bench/07_calibration.ipynb #ae2eb154
@@ -150,7 +150,7 @@ def _difference_p(codes, sign):
     statistic = ((sign @ (hot[:n] - hot[n:])[:, used]) ** 2 / total[used]).sum(1)
     return (statistic >= statistic[0] * (1 - 1e-6)).mean()
 
-# %% ../../nbs/bench/07_calibration.ipynb #c401b776
+# %% ../../nbs/bench/07_calibration.ipynb #d90a553d
 def difference(
     codes,  # int [example, head], positives first and then the negative of each
     n_perm: int = 2000,  # Random exchanges
@@ -206,7 +206,7 @@ def power_runs(
             rows += [_power_row(p, acts, n, n_perm) for n in numbers]
     return pd.DataFrame(rows)
 
-# %% ../../nbs/bench/07_calibration.ipynb #ae968503
+# %% ../../nbs/bench/07_calibration.ipynb #2f8fe602
 def _figures(g, level, control):
     "Return the figures of each circuit, and how many heads are discovered in each."
     p = [r.p_max if control == 'max' else adjust(r.p, control) for r in g.itertuples()]
@@ -224,7 +224,7 @@ def _figures(g, level, control):
     )
     return figures, called.sum(1)
 
-# %% ../../nbs/bench/07_calibration.ipynb #661b5ff2
+# %% ../../nbs/bench/07_calibration.ipynb #d259e337
 def _interval(x, rng, n_boot):
     "Return the 95 % interval of a mean over circuits."
     if not x.any():
@@ -268,7 +268,7 @@ def _rates_at(g, i, level):
     found['p'] = at.mean(), *(at.mean() + half * np.array([-1, 1])).clip(0)
     return found
 
-# %% ../../nbs/bench/07_calibration.ipynb #5d75cce8
+# %% ../../nbs/bench/07_calibration.ipynb #85b07966
 def rates(
     runs,  # Rows of `shuffled_runs`, `random_runs` and `removed_runs`
 ):  # DataFrame, one row for each source, shuffled or not, level and figure
@@ -291,7 +291,7 @@ def _by_softmax(scores):
         chosen[head_index(head, scores.n_layers, scores.n_heads)] = True
     return chosen
 
-# %% ../../nbs/bench/07_calibration.ipynb #0b063c1c
+# %% ../../nbs/bench/07_calibration.ipynb #0c3a3fb3
 RULES = {  # (Association, scores, truth) to bool [head]
     'q ≤ .05': lambda found, scores, truth: found.q <= 0.05,
     'q_any ≤ .05': lambda found, scores, truth: found.q_any <= 0.05,
@@ -302,7 +302,7 @@ RULES = {  # (Association, scores, truth) to bool [head]
     'all heads': lambda found, scores, truth: np.ones(len(scores), dtype=bool),
 }
 
-# %% ../../nbs/bench/07_calibration.ipynb #eee44896
+# %% ../../nbs/bench/07_calibration.ipynb #427586b7
 def _choices(codes, is_positive, mask, pairs, draw, n_perm):
     "Return one row for each rule on the given pairs."
     at = np.r_[pairs, pairs + len(is_positive) // 2]
