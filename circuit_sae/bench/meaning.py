@@ -38,14 +38,14 @@ def _log_odds(inside, has):
     a, b, c, d = (count + 0.5 for count in counts)
     return np.log(a * d / (b * c)), (1 / a + 1 / b + 1 / c + 1 / d) ** 0.5
 
-# %% ../../nbs/bench/08_meaning.ipynb #ebe24ca3
+# %% ../../nbs/bench/08_meaning.ipynb #9bc7093c
 def _top_words(inside, has, vocabulary, n_words):
     "Return the words with the highest log odds in some prompts as text, such as 'Mary +2.1, John +1.9'."
     odds, se = _log_odds(inside, has)
     order = np.argsort(-odds / se, kind='stable')[:n_words]
     return ', '.join(f'{vocabulary[i]} {odds[i]:+.1f}' for i in order if odds[i] > se[i])
 
-# %% ../../nbs/bench/08_meaning.ipynb #ed90df38
+# %% ../../nbs/bench/08_meaning.ipynb #9784738d
 def _check_rows(n, texts, is_positive):
     "Raise `InputError` unless there is one text and one label for each of `n` examples."
     if len(texts) != n or len(is_positive) != n:
@@ -108,7 +108,7 @@ class Information(HeadScores):
         self.p_max = p_max
         self.band = band
 
-# %% ../../nbs/bench/08_meaning.ipynb #31fe15e2
+# %% ../../nbs/bench/08_meaning.ipynb #60d12bf6
 @patch(as_prop=True)
 def excess(self: Information) -> np.ndarray:
     "Return the bits above the mean of the permutations."
@@ -120,7 +120,7 @@ def p_fdr(self: Information) -> np.ndarray:
     "Return the p-values adjusted for the false discovery rate."
     return adjust(self.p)
 
-# %% ../../nbs/bench/08_meaning.ipynb #a332fb71
+# %% ../../nbs/bench/08_meaning.ipynb #754afe35
 @patch
 def __repr__(self: Information):
     lines = [
@@ -145,7 +145,7 @@ def _sum_clogc(ids):
     place = np.arange(n) - start  # 0, 1, … within a run of equal values
     return np.diff(f)[place].sum(-1)
 
-# %% ../../nbs/bench/08_meaning.ipynb #88f83932
+# %% ../../nbs/bench/08_meaning.ipynb #9cba2335
 def _mutual_information(code, attribute):
     "Return the bits [permutation] of `code` [n] and `attribute` [permutation, n], both counted from 0."
     n = len(code)
@@ -153,7 +153,7 @@ def _mutual_information(code, attribute):
     joint = _sum_clogc(np.sort(both, -1))
     return np.log2(n) + (joint - _sum_clogc(np.sort(code)) - _sum_clogc(np.sort(attribute[0]))) / n
 
-# %% ../../nbs/bench/08_meaning.ipynb #9fb69ba7
+# %% ../../nbs/bench/08_meaning.ipynb #c7b07ebe
 def _numbered(attribute, n):
     "Return the values of an attribute as numbers, int [n]; raise `InputError` if they cannot be tested."
     kinds, numbers = np.unique([str(v) for v in attribute], return_inverse=True)
@@ -171,7 +171,7 @@ def _numbered(attribute, n):
         )
     return numbers
 
-# %% ../../nbs/bench/08_meaning.ipynb #94f3a5ea
+# %% ../../nbs/bench/08_meaning.ipynb #c2d34ff4
 def _permuted_bits(codes, attribute, n_perm, seed, name):
     "Return the bits of every head, [1 + permutation, head]; the first row is that of the real attribute."
     shuffled = np.random.default_rng(seed).permuted(np.tile(attribute, (n_perm, 1)), axis=1)
@@ -181,7 +181,7 @@ def _permuted_bits(codes, attribute, n_perm, seed, name):
         bits.append(_mutual_information(np.unique(head, return_inverse=True)[1], attributes))
     return np.stack(bits, 1)
 
-# %% ../../nbs/bench/08_meaning.ipynb #f3e7276a
+# %% ../../nbs/bench/08_meaning.ipynb #7783d16b
 def _p_values(z, largest):
     "Return permutation p-values of `z` [head] against `largest` [permutation, head or 1]."
     return (1 + (largest >= z - 1e-9).sum(0)) / (1 + len(largest))
@@ -237,7 +237,7 @@ class Contrast(NamedTuple):
             f'(95 % of random circuits {self.low:.3g} to {self.high:.3g}, p = {self.p:.2g})'
         )
 
-# %% ../../nbs/bench/08_meaning.ipynb #bfbebfae
+# %% ../../nbs/bench/08_meaning.ipynb #61bb986e
 def _circuit_mask(heads, v, n_heads):
     "Return the circuit as bool [head]; raise `InputError` if it does not fit the values `v` [head]."
     inside, _ = truth_mask(heads, len(v), (len(v) // n_heads, n_heads))
@@ -252,7 +252,7 @@ def _circuit_mask(heads, v, n_heads):
         )
     return inside
 
-# %% ../../nbs/bench/08_meaning.ipynb #86e60b3e
+# %% ../../nbs/bench/08_meaning.ipynb #902b79f5
 def _difference(inside, v):
     "Return the mean of `v` [head] inside minus outside, for each circuit `inside` [..., head]."
     return inside @ v / inside.sum(-1) - ~inside @ v / (~inside).sum(-1)
@@ -297,7 +297,7 @@ class Overlap(NamedTuple):
             parts.append(f'{name.replace("_", " ")} {value:.2f} (chance {chance:.2f}, p = {p:.2g})')
         return ', '.join(parts)
 
-# %% ../../nbs/bench/08_meaning.ipynb #2d1db89e
+# %% ../../nbs/bench/08_meaning.ipynb #9792fdd7
 def _top(s, k):
     "Return 1 for the `k` best heads and 0 for the others; heads tied at the last place share what is left."
     better = (s > s[:, None]).sum(-1)
@@ -313,14 +313,14 @@ def _centred_ranks(x):
     r = r - r.mean()
     return r / max(np.sqrt((r**2).sum()), 1e-12)
 
-# %% ../../nbs/bench/08_meaning.ipynb #ac18b0a6
+# %% ../../nbs/bench/08_meaning.ipynb #101945f7
 def _test(figure):
     "Return the first value of `figure`, the mean of the others (the permutations) and the p-value."
     value = figure[0]
     null = figure[1:]
     return float(value), float(null.mean()), float((1 + (null >= value - 1e-12).sum()) / (1 + len(null)))
 
-# %% ../../nbs/bench/08_meaning.ipynb #cb3f8efb
+# %% ../../nbs/bench/08_meaning.ipynb #fd188360
 def _check_overlap(a, b, k, n_heads, within_layers):
     "Raise `InputError` unless two scores can be compared."
     if a.shape != b.shape:
