@@ -108,7 +108,7 @@ def _family(i):
 # %% ../../nbs/bench/07_calibration.ipynb #7f150524
 @torch.no_grad()
 def unplant(
-    planted,  # What `plant` returns; its model is changed
+    planted,  # Result of `plant`; its model is changed
 ):  # The same object
     "Replace the heads of the circuit by idle heads."
     model = planted.model
@@ -234,7 +234,7 @@ def _interval(x, rng, n_boot):
 
 # %% ../../nbs/bench/07_calibration.ipynb #8ddb1ff5
 def false_and_found(
-    power,  # What `power_runs` returns
+    power,  # Table of `power_runs`
     by: str = 'strength',  # Or 'n', the number of pairs
     level: float = 0.05,  # Stated rate
     control: str = 'bh',  # 'bh', 'by', or 'max' for the probability that any head is discovered
@@ -343,7 +343,7 @@ def choice_runs(
 
 # %% ../../nbs/bench/07_calibration.ipynb #9b5062b7
 def f1_lost(
-    choices,  # What `choice_runs` returns
+    choices,  # Table of `choice_runs`
     best: str = 'best cut of counts',  # The rule that the others are compared with
 ):  # DataFrame, one row for each task and rule; `low` and `high` are the middle 95 % over autoencoders and draws
     "Return the mean F1 of each rule on all pairs, and how much it loses to the best threshold."
@@ -362,7 +362,7 @@ def f1_lost(
 
 # %% ../../nbs/bench/07_calibration.ipynb #02c324b4
 def judge_sweep(
-    sweep,  # What `sweep_sae` returns
+    sweep,  # Result of `sweep_sae`
     is_positive,  # bool [example]
     truth,  # `Reference`
     task: str = '',  # Name of the task, for the table

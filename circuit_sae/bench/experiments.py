@@ -29,12 +29,12 @@ class Experiment(NamedTuple):
     "Hold one setting of the published protocol and the values to try."
 
     name: str  # Name in `EXPERIMENTS`
-    question: str  # What it asks
+    question: str  # The question that it answers
     setting: str  # A setting of the scorer 'unique codes', or of the task: 'negative'
     values: tuple  # In the order of the axis; None where a step is left out
     axis: str  # Label of the axis
-    says: str  # What the paper does or finds
-    claim: str = 'choice'  # What the verdict is about: published 'choice', 'trend' along the axis, 'spread' over values
+    says: str  # The choice or finding of the paper
+    claim: str = 'choice'  # Subject of the verdict: published 'choice', 'trend' along the axis, or 'spread' over values
     figures: str = None  # Name in `published_figures` of ROC AUCs along the axis
     range: tuple = None  # Largest and smallest published ROC AUC, if it is not known which values they belong to
 
@@ -385,7 +385,7 @@ def plot_experiment(
 
 # %% ../../nbs/bench/04_experiments.ipynb #2315fa23
 class Verdict(NamedTuple):
-    "Hold what an experiment says about a published finding."
+    "Hold the answer of an experiment to whether a published finding carries over."
 
     experiment: str  # Name of the experiment
     figure: str  # 'roc_auc' or 'average_precision'
@@ -436,7 +436,7 @@ def _trend(estimate, published):
 
 # %% ../../nbs/bench/04_experiments.ipynb #2e44158b
 def _choice_words(answer, several):
-    "Return what a comparison with the published choice shows."
+    "Return the conclusion of a comparison with the published choice."
     if answer is not None:
         return 'The published choice holds.' if answer else 'The published choice does not carry over.'
     return 'No clear difference: the published choice is not refuted.' if several else 'One cell decides nothing.'
@@ -497,12 +497,12 @@ def _published_slope(e, tasks, values):
     return np.mean(slopes) if slopes else None
 
 
-def _along_axis(e, t, what):
+def _along_axis(e, t, label):
     "Return the estimate of the slope over cells, and a sentence about it."
     slopes = t.apply(lambda y: _slope(y.dropna().index, y.dropna()), axis=1).dropna()
     estimate = _mean(slopes)
     by_task = ', '.join(f'{task} {slope:+.3f}' for task, slope in slopes.groupby('task').mean().items())
-    return estimate, f'{what} changes by {_say(*estimate)} with each doubling of the {e.axis}; by task: {by_task}.'
+    return estimate, f'{label} changes by {_say(*estimate)} with each doubling of the {e.axis}; by task: {by_task}.'
 
 # %% ../../nbs/bench/04_experiments.ipynb #280dc86e
 def _answer(e, rows, t, figure, estimate):
@@ -529,14 +529,14 @@ def verdict(
     "Return whether the published finding carries over to the model of a table."
     rows = _rows(df, name)
     e = EXPERIMENTS[name]
-    what = _FIGURES[one_of(figure, _FIGURES, 'figure')]
+    label = _FIGURES[one_of(figure, _FIGURES, 'figure')]
     t = rows.pivot_table(index=['task', 'draw'], columns='method', values=figure, aggfunc='mean')
     lines = []
     slope = None
     if e.numeric:
-        slope, line = _along_axis(e, t, what)
+        slope, line = _along_axis(e, t, label)
         lines.append(line)
     estimate, answer, words = _answer(e, rows, t, figure, slope)
     cells = f'{len(t)} cell{"s" * (len(t) > 1)} of {", ".join(rows.task.unique())}'
-    lines.append(f'{words} ({what}; {cells})')
+    lines.append(f'{words} ({label}; {cells})')
     return Verdict(name, figure, *map(float, estimate), answer, tuple(lines))

@@ -86,7 +86,7 @@ def code_table(
 
 # %% ../../nbs/bench/08_meaning.ipynb #674dff29
 class Information(HeadScores):
-    "Hold what the codes of each head say about an attribute; the scores are `z`, and each figure is an array [head]."
+    "Hold the information of each head's codes on an attribute; the scores are `z`, each figure is an array [head]."
 
     def __init__(
         self,
@@ -299,7 +299,7 @@ class Overlap(NamedTuple):
 
 # %% ../../nbs/bench/08_meaning.ipynb #9792fdd7
 def _top(s, k):
-    "Return 1 for the `k` best heads and 0 for the others; heads tied at the last place share what is left."
+    "Return 1 for the `k` best heads and 0 for the others; heads tied at the last place share its places."
     better = (s > s[:, None]).sum(-1)
     tied = (s == s[:, None]).sum(-1)
     return np.clip((k - better) / tied, 0, 1)

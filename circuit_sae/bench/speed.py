@@ -51,7 +51,7 @@ def _batches(tokens, size=50):
 
 # %% ../../nbs/bench/06_speed.ipynb #923a7369
 class _Context:
-    "Hold model and task of a measurement, and what several stages use."
+    "Hold model and task of a measurement, and the data that several stages use."
 
     def __init__(self, model, task, n_pairs=250, repeats=1):
         self.given = model
@@ -567,7 +567,7 @@ def on_paper(
     d_sae: int = 200,  # Latents of the autoencoder
     n_train: int = 10,  # Examples that it is trained on
     steps: int = 500,  # Training steps
-) -> dict:  # Seconds and GB by name; 'does not fit' names what exceeds the memory, largest first
+) -> dict:  # Seconds and GB by name; 'does not fit' names the parts that exceed the memory, largest first
     "Estimate time and memory for a model of any size."
     n = n_layers * n_heads
     work = _operations(n, d_head, d_model, n_params, prompts, tokens, d_sae, n_train, steps)
