@@ -18,7 +18,7 @@ from circuit_sae.bench.scorers import SCORERS, scorer
 from circuit_sae.core import InputError, refuses
 from circuit_sae.truth.planted import plant
 
-SLOW_SCORERS = '''
+SLOW_SCORERS = """
 import os
 import time
 
@@ -44,15 +44,15 @@ def fragile(evidence):
         open(flag, 'w').close()
         os._exit(1)
     return slow(evidence)
-'''
+"""
 
-SCRIPT = '''
+SCRIPT = """
 import slow_scorers
 from circuit_sae.bench.benchmark import benchmark
 
 if __name__ == "__main__":
     benchmark(slow_scorers.slow, n_workers=1, out={out!r}, **{what!r})
-'''
+"""
 
 METHODS = ['random', 'layer index', ('random, again', 'random')]
 WHAT = dict(tasks=['induction', 'chain'], models='planted', seeds=(0, 1), draws=(0, 1), n_pairs=5)

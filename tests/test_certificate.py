@@ -1,10 +1,12 @@
 "Test the certificate: broken tasks are refused for their own reason, the page is complete, the exit status is right."
+
 import json
 import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+
 from circuit_sae.cli import main
 from circuit_sae.core import InputError, all_heads
 from circuit_sae.data.prompts import ioi_task
@@ -227,7 +229,10 @@ def test_wrong_arguments(found, planted, settings, code):
 
 
 def test_wrong_circuit_or_model(found, planted):
-    for arguments, code in ((found, plant('chain', 0).model), 'other-model'), ((found.circuit, planted.model), 'not-found'):
+    for arguments, code in (
+        ((found, plant('chain', 0).model), 'other-model'),
+        ((found.circuit, planted.model), 'not-found'),
+    ):
         with pytest.raises(InputError) as e:
             certify(*arguments)
         assert e.value.code == code
@@ -243,8 +248,9 @@ def command(tmp_path, task, capsys, *more):
 
 @pytest.fixture
 def model_folder(tmp_path):
-    from circuit_sae.models.load import tiny_tokenizer
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from circuit_sae.models.load import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=4, n_positions=64)

@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from circuit_sae.bench.benchmark import load_table
 from circuit_sae.bench.experiments import EXPERIMENTS, experiment_table, run_experiment, verdict
 

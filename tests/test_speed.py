@@ -7,18 +7,27 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from circuit_sae.bench import speed as speed_module
 from circuit_sae.bench.speed import SPEED_STAGES, on_paper, speed
-from circuit_sae.bench.timing import Row, fresh_python, load_speed, peak_memory, race
-from circuit_sae.bench.timing import literal_node_scores, literal_pair_counts, literal_train
+from circuit_sae.bench.timing import (
+    Row,
+    fresh_python,
+    literal_node_scores,
+    literal_pair_counts,
+    literal_train,
+    load_speed,
+    peak_memory,
+    race,
+)
 from circuit_sae.codes.activations import cache_head_acts
 from circuit_sae.codes.train import train_sae
 from circuit_sae.core import InputError
 from circuit_sae.data.prompts import ioi_task
 from circuit_sae.models.load import tiny_model
 from circuit_sae.score.unique_codes import node_scores, pair_counts
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 STAGES = ['node scores', 'edge scores', 'SAE training', 'edges, 1,024 heads', 'find']
 
