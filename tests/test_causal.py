@@ -1,72 +1,266 @@
-"Interventions on models of other makes: reruns, patching and paths agree with the whole model run from its first layer."
-import numpy as np, pytest, torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, GraniteConfig, LlamaConfig, Olmo2Config
+"Interventions on models of six architectures agree with the literal way: the whole model run from its first layer."
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    Olmo2Config,
+)
+
+from circuit_sae.causal.patching import ABLATIONS, HeadEffects, Substitutes, patch_heads
+from circuit_sae.causal.paths import INPUTS, PathEffects, patch_paths
+from circuit_sae.causal.verify import measure_sets, verify_circuit
+from circuit_sae.core import all_heads, refuses
+from circuit_sae.data.batches import bind_task, pair_batches
+from circuit_sae.data.prompts import induction_task, ioi_task
+from circuit_sae.data.tasks import Task
 from circuit_sae.models.behaviour import get_metric
-from circuit_sae.models.load import quietly, load_model, run, tiny_tokenizer
-from circuit_sae.causal.patching import Substitutes, pair_buckets, patch_heads
-from circuit_sae.causal.paths import patch_paths
-from circuit_sae.score.attribution import attribute_heads
-from circuit_sae.data.prompts import ioi_task
+from circuit_sae.models.forward import run
+from circuit_sae.models.load import load_model, quietly, tiny_model, tiny_tokenizer
 from circuit_sae.models.rerun import Midway, collect_z, run_edited
+from circuit_sae.models.writes import write_matrices
+from circuit_sae.results import load_scores
+from circuit_sae.score.attribution import attribute_heads
+from circuit_sae.truth.planted import plant
+from circuit_sae.truth.references import effects_file, reference, reference_edges
 
 tokenizer = tiny_tokenizer()
-gqa = dict(vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-           max_position_embeddings=256)
-CONFIGS = dict(gpt2=GPT2Config(vocab_size=len(tokenizer), n_embd=48, n_layer=3, n_head=4, n_positions=256), llama=LlamaConfig(**gqa),
-               gemma2=Gemma2Config(**gqa, sliding_window=8), olmo2=Olmo2Config(**gqa), granite=GraniteConfig(**gqa, residual_multiplier=.3),
-               neox=GPTNeoXConfig(vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=256))
+size = dict(
+    vocab_size=len(tokenizer),
+    hidden_size=48,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=256,
+)
+grouped = size | dict(num_key_value_heads=2, head_dim=16)
+CONFIGS = dict(
+    gpt2=GPT2Config(vocab_size=len(tokenizer), n_embd=48, n_layer=3, n_head=4, n_positions=256),
+    llama=LlamaConfig(**grouped),
+    gemma2=Gemma2Config(**grouped, sliding_window=8),
+    olmo2=Olmo2Config(**grouped),
+    granite=GraniteConfig(**grouped, residual_multiplier=0.3),
+    neox=GPTNeoXConfig(**size),
+)
+METRIC = get_metric('logit_diff')
+
 
 @pytest.fixture(scope='module', params=CONFIGS)
-def model(request, tmp_path_factory):
+def bound(request, tmp_path_factory):
+    "Five IOI pairs, bound to a random model of one architecture."
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
     hf = AutoModelForCausalLM.from_config(CONFIGS[request.param])
-    for p in hf.parameters(): torch.nn.init.normal_(p, std=.3) if p.ndim > 1 else None
-    with quietly(): hf.save_pretrained(folder)
+    for p in hf.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.3)
+    with quietly():
+        hf.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return load_model(str(folder))
+    return bind_task(load_model(str(folder)), ioi_task(n=5, seed=3))
+
 
 @pytest.fixture(scope='module')
-def task(): return ioi_task(n=5, seed=3)
+def tiny():
+    "Three induction pairs, bound to a tiny model."
+    return bind_task(tiny_model(n_layers=3), induction_task(n=3))
 
-@pytest.mark.parametrize('ablation', ['resample', 'mean', 'zero'])
-def test_patching_is_the_literal_patching(model, task, ablation):
-    effects, tokens, subs = patch_heads(model, task, ablation, batch_size=7), task.tokens(model), Substitutes(model, task, ablation)
-    for pairs, positives, negatives in pair_buckets(model, task):
-        z_in = subs(negatives)[1]
+
+def replace(at_layer, head, new, positions=slice(None)):
+    "Return an edit that replaces the `z` of one head at some positions."
+
+    def edit(layer, z):
+        if layer == at_layer:
+            z = z.clone()
+            z[:, positions, head] = new[:, positions, head]
+        return z
+
+    return edit
+
+
+def close(found, wanted, tol=1e-4):
+    "Compare two arrays, with a tolerance relative to the largest entry."
+    wanted = np.asarray(wanted)
+    np.testing.assert_allclose(found, wanted, atol=tol * max(1, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize('positions', ['all', [3, -1]])
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_patching_is_the_literal_patching(bound, ablation, positions):
+    effects = patch_heads(bound, ablation=ablation, positions=positions, batch_size=2)
+    substitutes = Substitutes(bound, ablation)
+    where = slice(None) if positions == 'all' else positions
+    for batch in pair_batches(bound, pad=False):
+        z = substitutes(batch)[1]
         for layer, head in ((0, 1), (1, 3), (2, 0)):
-            def edit(l, z):
-                if l == layer: z = z.clone(); z[:, :, head] = z_in[layer][:, :, head]; return z
-            want = get_metric('logit_diff')(run_edited(model, positives, edit), [tokens.answers[i] for i in pairs], [tokens.wrongs[i] for i in pairs])
-            np.testing.assert_allclose(effects.patched[pairs, layer*4 + head], want, atol=1e-4*max(1, abs(want).max()))
+            logits = run_edited(bound.model, batch.positives, replace(layer, head, z[layer], where))
+            wanted = bound.measure(METRIC, logits, batch.pairs)
+            close(effects.patched[batch.pairs, layer * 4 + head], wanted)
 
-def test_order_and_batches_change_nothing(model, task):
-    one = patch_heads(model, task)
-    other = patch_heads(model, task._with(task.bind(model).examples[::-1]), batch_size=1)
-    np.testing.assert_allclose(other.patched[::-1], one.patched, atol=1e-4*max(1, np.abs(one.patched).max()))
 
-def test_a_rerun_leaves_the_model_as_it_was(model, task):
-    pairs, positives, _ = next(pair_buckets(model, task))
-    before = run(model, positives)
-    with pytest.raises(RuntimeError): Midway(model, positives).rerun(1, torch.arange(len(pairs)), lambda z: z[:, :, :1])
-    assert torch.equal(run(model, positives), before)
+def test_order_and_batches_change_nothing(bound):
+    one = patch_heads(bound)
+    backwards = Task.from_data(bound.task.bind(bound.model).examples[::-1], name='backwards')
+    other = patch_heads(bound.model, backwards, batch_size=1)
+    close(other.patched[::-1], one.patched)
 
-def test_paths_and_attribution_run(model, task):
-    edges = patch_paths(model, task, ['L0H0', 'L1H1', 'L2H3'])
+
+def test_a_rerun_leaves_the_model_as_it_was(bound):
+    batch = pair_batches(bound, pad=False)[0]
+    before = run(bound.model, batch.positives)
+    with pytest.raises(RuntimeError):
+        Midway(bound.model, batch.positives).rerun(1, torch.arange(len(batch.pairs)), lambda z: z[:, :, :1])
+    assert torch.equal(run(bound.model, batch.positives), before)
+
+
+def test_paths_and_attribution_run(bound):
+    edges = patch_paths(bound, heads=['L0H0', 'L1H1', 'L2H3'])
     assert len(edges) == 3 and np.isfinite(edges.effect).all() and (edges.size > 0).all()
-    assert np.isfinite(attribute_heads(model, task, steps=2)).all()
+    assert np.isfinite(attribute_heads(bound.model, bound.task, steps=2).values).all()
 
-def test_gradient_is_the_slope_of_patching(model, task):
-    "A head patched a little of the way moves the metric by as much of its attribution."
-    from circuit_sae.score.attribution import _attribute
-    tokens, (pairs, positives, negatives) = task.tokens(model), next(pair_buckets(model, task))
-    measure = lambda logits: tokens.measure(get_metric('logit_diff'), logits, pairs)
-    effect, _ = _attribute(model, positives, negatives, measure, None)
-    z_neg = collect_z(model, negatives)[1]
-    def part_way(layer, head, share):
-        def edit(l, z):
-            if l == layer: z = z.clone(); z[:, :, head] += share*(z_neg[layer][:, :, head] - z[:, :, head]); return z
-        return measure(run_edited(model, positives, edit)).double().sum().item()
-    for layer, head in ((0, 2), (2, 1)):
-        slope = (part_way(layer, head, -5e-3) - part_way(layer, head, 5e-3))/1e-2
-        assert abs(slope - effect[layer*4 + head]) < .05*abs(effect).max() + 1e-2
+
+def test_attribution_is_the_slope_of_patching(bound):
+    "A head patched a small part of the way moves the metric by that part of its attribution."
+    attribution = attribute_heads(bound.model, bound.task).signed
+    gap = 0
+    slopes = {(0, 2): 0, (2, 1): 0}
+    for batch in pair_batches(bound, pad=False):
+        (clean, z), (corrupted, z_neg) = (collect_z(bound.model, ids) for ids in (batch.positives, batch.negatives))
+
+        def metric(logits):
+            return bound.measure(METRIC, logits, batch.pairs).double().sum().item()
+
+        gap += metric(clean) - metric(corrupted)
+        for layer, head in slopes:
+            ends = []
+            for part in (-5e-3, 5e-3):
+                new = z[layer] + part * (z_neg[layer] - z[layer])
+                ends.append(metric(run_edited(bound.model, batch.positives, replace(layer, head, new))))
+            slopes[layer, head] += (ends[0] - ends[1]) / 1e-2
+    for (layer, head), slope in slopes.items():
+        assert abs(slope / gap - attribution[layer * 4 + head]) < 0.05 * np.abs(attribution).max() + 1e-2 / abs(gap)
+
+
+def literal_edge(bound, sender, receiver, only):
+    "Return the effect of one edge through one input, one prompt at a time, with nothing shared and nothing skipped."
+    model, n = bound.model, bound.n
+    W = write_matrices(model)
+    at = f'blocks.{receiver[0]}.'
+    falls, gaps = [], []
+    for i in range(n):
+        positive, negative = (torch.tensor([bound.tokens.ids[j]]) for j in (i, i + n))
+        (clean, z), (corrupted, z_neg) = collect_z(model, positive), collect_z(model, negative)
+        change = (z_neg - z)[sender[0], :, :, sender[1]] @ W[sender[0], sender[1]]
+        kept = {}
+
+        def keep(name):
+            return lambda x, hook: kept.update({name: x.clone()})
+
+        def use(name):
+            return lambda x, hook: kept[name]
+
+        with torch.no_grad(), model.hooks(fwd_hooks=[(f'{at}attn.hook_{c}', keep(c)) for c in INPUTS]):
+            run(model, positive)
+        hooks = [(f'{at}hook_in', lambda x, hook: x + change), (f'{at}attn.hook_z', keep('z'))]
+        hooks += [(f'{at}attn.hook_{c}', use(c)) for c in INPUTS if c != only]
+        with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+            run(model, positive)
+        patched = run_edited(model, positive, replace(*receiver, kept['z']))
+        clean, patched, corrupted = (bound.measure(METRIC, x, [i]).item() for x in (clean, patched, corrupted))
+        falls.append(clean - patched)
+        gaps.append(clean - corrupted)
+    return np.mean(falls) / np.mean(gaps)
+
+
+def test_paths_are_the_literal_paths(tiny):
+    found = patch_paths(tiny, heads=['L0H1', 'L0H3', 'L1H0', 'L2H2'])
+    for sender, receiver in [((0, 1), (1, 0)), ((0, 3), (2, 2)), ((1, 0), (2, 2))]:
+        row = found.effect[found.edges.index((sender, receiver))]
+        close(row, [literal_edge(tiny, sender, receiver, c) for c in INPUTS])
+
+
+def literal_set(bound, kept, ablation):
+    "Return the metric of every positive with the heads not in `kept` ablated, one prompt and one head at a time."
+    model, n, ids = bound.model, bound.n, bound.tokens.ids
+    z_of = [collect_z(model, [ids[n + i]])[1][:, 0] for i in range(n)]  # [layer, position, head, d_head] each
+    first = torch.stack([z[:, 0] for z in z_of]).mean(0)
+    later = torch.cat([z[:, 1:] for z in z_of], 1).mean(1)
+    out = []
+    for i in range(n):
+
+        def edit(layer, z):
+            z = z.clone()
+            for h in range(model.cfg.n_heads):
+                for p in range(z.shape[1]):
+                    if (layer, h) not in kept:
+                        mean = later if p else first
+                        new = dict(zero=0 * first, mean=mean, resample=z_of[i][:, p])[ablation]
+                        z[0, p, h] = new[layer, h]
+            return z
+
+        out.append(bound.measure(METRIC, run_edited(model, [ids[i]], edit), [i]).item())
+    return np.array(out)
+
+
+def test_sets_are_the_literal_sets(tiny):
+    sets = {(0, 1), (1, 0), (1, 3), (2, 2)}, set()
+    rows = np.array([[h in kept for h in all_heads(3, 4)] for kept in sets])
+    found, _ = measure_sets(tiny, sets=rows, ablations=ABLATIONS)
+    for a, ablation in enumerate(ABLATIONS):
+        for s, kept in enumerate(sets):
+            close(found[a, s], literal_set(tiny, kept, ablation))
+
+
+def test_figures_are_the_formulas():
+    "Faithfulness, completeness and minimality by their definitions, for half of a planted circuit."
+    p = plant('induction', seed=1, n=4, n_layers=3, n_heads=4, copies=2)
+    bound = bind_task(p.model, p.task)
+    everything = set(all_heads(3, 4))
+    circuit = {min(p.truth), max(p.truth)}
+    cache = {}
+
+    def m(kept):
+        key = frozenset(kept)
+        if key not in cache:
+            cache[key] = literal_set(bound, kept, 'mean').mean()
+        return cache[key]
+
+    def F(kept):
+        return (m(kept) - m(set())) / (m(everything) - m(set()))
+
+    found = verify_circuit(bound, circuit=circuit, n_random=1, n_subsets=4)  # 4: every subset of two heads
+    close(found.faithfulness[0], F(circuit))
+    close(found.left[0], F(everything - circuit))
+    parts = set(), {min(circuit)}, {max(circuit)}, circuit
+    close(found.incompleteness[0], np.mean([abs(F(everything - part) - F(circuit - part)) for part in parts]))
+    close(found.minimality[0], [F(circuit) - F(circuit - {h}) for h in found.heads])
+
+
+def test_saved_effects_come_back_as_they_were(tiny, tmp_path):
+    effects = patch_heads(tiny)
+    edges = patch_paths(tiny, heads=['L0H1', 'L1H0', 'L2H2'])
+    effects.save(tmp_path / 'effects.safetensors')
+    edges.save(tmp_path / 'edges.safetensors')
+    assert load_scores(tmp_path / 'effects.safetensors').ranked() == effects.ranked()
+    assert load_scores(tmp_path / 'edges.safetensors').ranked_inputs() == edges.ranked_inputs()
+    with refuses('wrong-file'):
+        HeadEffects.load(tmp_path / 'edges.safetensors')
+
+
+@pytest.mark.parametrize('task', ['ioi', 'greater_than', 'docstring', 'induction'])
+def test_effects_of_the_package_are_readable(task):
+    effects = HeadEffects.load(effects_file(task))
+    assert effects.done and len(effects) == 270
+    assert list(effects.reference()) == list(reference(task, model='smollm2-135m'))
+
+
+@pytest.mark.parametrize('task', ['ioi', 'induction'])
+def test_edges_of_the_package_are_readable(task):
+    edges = PathEffects.load(effects_file(task).parent / f'{task}-edges.json')
+    assert edges.reference() == reference_edges(task, model='smollm2-135m')
