@@ -253,6 +253,12 @@ def _close(pool, others, unfinished):
             process.terminate()
     pool.shutdown(cancel_futures=True)
 
+# %% ../../nbs/bench/03_benchmark.ipynb #a7594a9c
+_WORKER_DIED = (
+    'a worker process died. If memory ran out, use fewer n_workers. A script that calls `benchmark` must do so '
+    "under if __name__ == '__main__':. Finished runs are kept: start again to continue."
+)
+
 # %% ../../nbs/bench/03_benchmark.ipynb #29b15db1
 def _do_runs(todo, out, executor, n_workers):
     "Do runs cell by cell and return their rows."
@@ -267,11 +273,7 @@ def _do_runs(todo, out, executor, n_workers):
             pending.add(pool.submit(run_cell, str(out), cell, runs))
         return _collect(pending, len(todo), out)
     except BrokenExecutor as e:
-        raise InputError(
-            'a worker process died. If memory ran out, use fewer n_workers. A script that calls `benchmark` must do so '
-            "under if __name__ == '__main__':. Finished runs are kept: start again to continue.",
-            code='worker-died',
-        ) from e
+        raise InputError(_WORKER_DIED, code='worker-died') from e
     finally:
         for future in pending:
             future.cancel()
@@ -353,14 +355,16 @@ class Leaderboard:
         self.by = by
         self.notes = notes
 
-    def __repr__(self):
-        rows = _board_rows(self.frame)
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = []
-        for row in rows:
-            rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-            lines.append('  '.join([row[0].ljust(widths[0]), *rest]).rstrip())
-        return '\n'.join([*lines, '', *self.notes])
+# %% ../../nbs/bench/03_benchmark.ipynb #b79843a4
+@patch
+def __repr__(self: Leaderboard):
+    rows = _board_rows(self.frame)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        lines.append('  '.join([row[0].ljust(widths[0]), *rest]).rstrip())
+    return '\n'.join([*lines, '', *self.notes])
 
 # %% ../../nbs/bench/03_benchmark.ipynb #c7ea66ae
 @patch
@@ -454,6 +458,16 @@ def _average_note(runs, column):
     parts += [f'{values} for {", ".join(own.index[own == values])}' for values in own.unique() if values != most]
     return f'{column}: {"; ".join(parts)}.'
 
+# %% ../../nbs/bench/03_benchmark.ipynb #44a8291d
+def _board_notes(df, judged, frame, by):
+    "Return the lines below a leaderboard: its columns, what was averaged, and failed runs."
+    averaged = [c for c in ('model', 'task', 'n_pairs') if c not in by and judged[c].nunique() > 1]
+    notes = [_column_note(frame), *(_average_note(judged, c) for c in averaged)]
+    n_failed = int(df.error.notna().sum())
+    if n_failed:
+        notes.append(f'{n_failed} runs failed and are left out.')
+    return notes
+
 # %% ../../nbs/bench/03_benchmark.ipynb #ac7a09ea
 def leaderboard(
     df,  # A table of runs, judged
@@ -472,12 +486,7 @@ def leaderboard(
     for (method, *group), runs in judged.groupby(['method', *by], sort=False):
         rows.append(dict(method=method, group=', '.join(map(str, group))) | _summary(runs))
     frame = _best_first(pd.DataFrame(rows))
-    averaged = [c for c in ('model', 'task', 'n_pairs') if c not in by and judged[c].nunique() > 1]
-    notes = [_column_note(frame), *(_average_note(judged, c) for c in averaged)]
-    n_failed = int(df.error.notna().sum())
-    if n_failed:
-        notes.append(f'{n_failed} runs failed and are left out.')
-    return Leaderboard(frame, by, notes)
+    return Leaderboard(frame, by, _board_notes(df, judged, frame, by))
 
 # %% ../../nbs/bench/03_benchmark.ipynb #e0633bb5
 class Paired(NamedTuple):
@@ -498,6 +507,12 @@ class Paired(NamedTuple):
             f'(95 % {self.low:+.3f} to {self.high:+.3f}), better in {self.wins} of {self.n} cells'
         )
 
+# %% ../../nbs/bench/03_benchmark.ipynb #b7b5b4b4
+def _mean_interval(d, n_boot, seed):
+    "Return the ends of a 95 % bootstrap interval of the mean."
+    samples = np.random.default_rng(seed).choice(d, (n_boot, len(d))).mean(1)
+    return np.quantile(samples, (0.025, 0.975))
+
 # %% ../../nbs/bench/03_benchmark.ipynb #8a6a63ec
 def paired(
     df,  # A table of runs, judged
@@ -517,6 +532,5 @@ def paired(
     d = difference.dropna().to_numpy(float)
     if not len(d):
         raise InputError(f"'{a}' and '{b}' share no judged cell.", code='no-shared-cell')
-    samples = np.random.default_rng(seed).choice(d, (n_boot, len(d))).mean(1)
-    low, high = np.quantile(samples, (0.025, 0.975))
+    low, high = _mean_interval(d, n_boot, seed)
     return Paired(a, b, figure, float(d.mean()), float(low), float(high), int((d > 0).sum()), len(d))

@@ -232,6 +232,15 @@ def _interval(x, rng, n_boot):
     means = x[rng.integers(len(x), size=(n_boot, len(x)))].mean(1)
     return np.quantile(means, [0.025, 0.975])
 
+# %% ../../nbs/bench/07_calibration.ipynb #1f4550da
+def _rate_rows(g, level, control, rng, n_boot):
+    "Yield name, mean, interval and counts of each figure over the circuits of one value."
+    figures, called = _figures(g, level, control)
+    for name, x in figures.items():
+        low, high = _interval(x, rng, n_boot)
+        row = {'figure': name, 'value': x.mean(), 'low': low, 'high': high}
+        yield row | dict(circuits=len(x), called=called.mean())
+
 # %% ../../nbs/bench/07_calibration.ipynb #8ddb1ff5
 def false_and_found(
     power,  # Table of `power_runs`
@@ -249,11 +258,7 @@ def false_and_found(
     own = power[power.n == 100 if by == 'strength' else power.strength == 1]
     rows = []
     for value, g in own.groupby(by):
-        figures, called = _figures(g, level, control)
-        for name, x in figures.items():
-            low, high = _interval(x, rng, n_boot)
-            row = {by: value, 'figure': name, 'value': x.mean(), 'low': low, 'high': high}
-            rows.append(row | dict(circuits=len(x), called=called.mean()))
+        rows.extend({by: value} | row for row in _rate_rows(g, level, control, rng, n_boot))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/bench/07_calibration.ipynb #5a6e51f0
@@ -318,6 +323,13 @@ def _choices(codes, is_positive, mask, pairs, draw, n_perm):
         rows.append(dict(rule=rule, pairs=len(pairs), called=called, hits=hits, true=true, f1=f1))
     return rows
 
+# %% ../../nbs/bench/07_calibration.ipynb #cf07f588
+def _drawn_pairs(n, seed, draw):
+    "Return the different pairs of a bootstrap draw; draw 0 has all pairs."
+    if not draw:
+        return np.arange(n)
+    return np.unique(np.random.default_rng([seed, draw]).integers(n, size=n))
+
 # %% ../../nbs/bench/07_calibration.ipynb #c6f87718
 def choice_runs(
     codes,  # A list of `Codes`, one for each autoencoder
@@ -334,9 +346,7 @@ def choice_runs(
     runs = [(seed, draw) for seed in range(len(codes)) for draw in range(n_draws + 1)]
     rows = []
     for seed, draw in progress(runs, f'{task}: rules', unit='draw'):
-        pairs = np.arange(n)
-        if draw:
-            pairs = np.unique(np.random.default_rng([seed, draw]).integers(n, size=n))
+        pairs = _drawn_pairs(n, seed, draw)
         for row in _choices(codes[seed], is_positive, truth.mask(), pairs, draw, n_perm):
             rows.append(dict(task=task, seed=seed, draw=draw) | row)
     return pd.DataFrame(rows)

@@ -35,8 +35,8 @@ class Experiment(NamedTuple):
     axis: str  # Label of the axis
     says: str  # The choice or finding of the paper
     claim: str = 'choice'  # Subject of the verdict: published 'choice', 'trend' along the axis, or 'spread' over values
-    figures: str = None  # Name in `published_figures` of ROC AUCs along the axis
-    range: tuple = None  # Largest and smallest published ROC AUC, if it is not known which values they belong to
+    figures: str | None = None  # Name in `published_figures` of ROC AUCs along the axis
+    range: tuple | None = None  # Largest and smallest published ROC AUC, if it is not known which values they belong to
 
 # %% ../../nbs/bench/04_experiments.ipynb #ad8e95d9
 @patch(as_prop=True)
@@ -66,6 +66,8 @@ def methods(self: Experiment) -> list:  # [(label, scorer, settings)], as `bench
 
 # %% ../../nbs/bench/04_experiments.ipynb #4cce9ab4
 _NONE = ' We have no published number for other values.'
+
+# %% ../../nbs/bench/04_experiments.ipynb #ed3d71d3
 _ON_EXAMPLES = [
     Experiment(
         name='training_examples',
@@ -128,27 +130,28 @@ _ON_HEADS = [
 ]
 
 # %% ../../nbs/bench/04_experiments.ipynb #19b59617
-_ON_PROMPTS = [
-    Experiment(
-        name='negatives',
-        question='How much does the kind of negative matter?',
-        setting='negative',
-        values=('01', 'previous century', 'random', 'unrelated', 'copy'),
-        axis='negative',
-        says='The kind of negative decides the result: for greater-than, ROC AUC from .858 down to .612 over the kinds '
-        'tried (arXiv 2405.12522 and its code; we do not know which number belongs to which kind).',
-        claim='spread',
-        range=(0.858, 0.612),
-    ),
-    Experiment(
-        name='pooling',
-        question='Over which positions should a head be averaged?',
-        setting='pool',
-        values=('mean', 'mean_no_bos', 'last'),
-        axis='pooling',
-        says='Averages over all positions, BOS included.' + _NONE,
-    ),
-]
+_NEGATIVES = Experiment(
+    name='negatives',
+    question='How much does the kind of negative matter?',
+    setting='negative',
+    values=('01', 'previous century', 'random', 'unrelated', 'copy'),
+    axis='negative',
+    says='The kind of negative decides the result: for greater-than, ROC AUC from .858 down to .612 over the kinds '
+    'tried (arXiv 2405.12522 and its code; we do not know which number belongs to which kind).',
+    claim='spread',
+    range=(0.858, 0.612),
+)
+
+# %% ../../nbs/bench/04_experiments.ipynb #513245b6
+_POOLING = Experiment(
+    name='pooling',
+    question='Over which positions should a head be averaged?',
+    setting='pool',
+    values=('mean', 'mean_no_bos', 'last'),
+    axis='pooling',
+    says='Averages over all positions, BOS included.' + _NONE,
+)
+_ON_PROMPTS = [_NEGATIVES, _POOLING]
 
 # %% ../../nbs/bench/04_experiments.ipynb #8b926236
 EXPERIMENTS = {e.name: e for e in [*_ON_EXAMPLES, *_ON_LATENTS, *_ON_HEADS, *_ON_PROMPTS]}
@@ -183,6 +186,14 @@ def _plan(name, n_pairs, tasks=None):
             plan.setdefault(task, {}).update(methods)
     return plan
 
+# %% ../../nbs/bench/04_experiments.ipynb #c2d86943
+def _same_methods(plan):
+    "Return (methods, tasks) for every list of methods in a plan, {task: {label: method}}."
+    groups = {}
+    for task, methods in plan.items():
+        groups.setdefault(tuple(methods), []).append(task)
+    return [(list(plan[own[0]].values()), own) for own in groups.values()]
+
 # %% ../../nbs/bench/04_experiments.ipynb #4ef8aa38
 def run_experiment(
     name: str,  # A name in `EXPERIMENTS`, or 'all'
@@ -200,14 +211,8 @@ def run_experiment(
     2. Run the tasks that have the same methods with one call of `benchmark`."""
     import pandas as pd
 
-    plan = _plan(name, n_pairs, [tasks] if isinstance(tasks, str) else tasks)
-    groups = {}
-    for task, methods in plan.items():
-        groups.setdefault(tuple(methods), []).append(task)
-    tables = []
-    for own in groups.values():
-        methods = list(plan[own[0]].values())
-        tables.append(benchmark(methods, own, model, seeds, draws, n_pairs, out, **kwargs))
+    groups = _same_methods(_plan(name, n_pairs, [tasks] if isinstance(tasks, str) else tasks))
+    tables = [benchmark(methods, own, model, seeds, draws, n_pairs, out, **kwargs) for methods, own in groups]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/bench/04_experiments.ipynb #5cea2c9c
@@ -539,4 +544,5 @@ def verdict(
     estimate, answer, words = _answer(e, rows, t, figure, slope)
     cells = f'{len(t)} cell{"s" * (len(t) > 1)} of {", ".join(rows.task.unique())}'
     lines.append(f'{words} ({label}; {cells})')
-    return Verdict(name, figure, *map(float, estimate), answer, tuple(lines))
+    value, low, high = map(float, estimate)
+    return Verdict(name, figure, value, low, high, answer, tuple(lines))

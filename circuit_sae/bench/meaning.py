@@ -55,6 +55,18 @@ def _check_rows(n, texts, is_positive):
             code='row-count',
         )
 
+# %% ../../nbs/bench/08_meaning.ipynb #336140c3
+def _code_rows(c, pos, texts, order, n_prompts, n_words, split):
+    "Yield the row of each code; `c`: int [example], `pos`: bool [example], `order`: the examples, strongest first."
+    words = [set(split(text)) for text in texts]
+    vocabulary = sorted(set().union(*words))
+    has = np.array([[word in own for own in words] for word in vocabulary])
+    for code in np.unique(c):
+        counts = dict(positives=int((c[pos] == code).sum()), negatives=int((c[~pos] == code).sum()))
+        top_words = _top_words(c == code, has, vocabulary, n_words)
+        prompts = [texts[i] for i in order[c[order] == code][:n_prompts]]
+        yield dict(code=int(code)) | counts | dict(words=top_words, prompts=prompts)
+
 # %% ../../nbs/bench/08_meaning.ipynb #60b3f379
 def code_table(
     codes,  # `Codes`
@@ -72,16 +84,8 @@ def code_table(
     c = codes.head(head)
     pos = np.asarray(is_positive, dtype=bool)
     _check_rows(len(c), texts, pos)
-    words = [set(split(text)) for text in texts]
-    vocabulary = sorted(set().union(*words))
-    has = np.array([[word in own for own in words] for word in vocabulary])
     order = np.arange(len(c)) if strength is None else np.argsort(-np.asarray(strength), kind='stable')
-    rows = []
-    for code in np.unique(c):
-        row = dict(code=int(code), positives=int((c[pos] == code).sum()), negatives=int((c[~pos] == code).sum()))
-        row['words'] = _top_words(c == code, has, vocabulary, n_words)
-        row['prompts'] = [texts[i] for i in order[c[order] == code][:n_prompts]]
-        rows.append(row)
+    rows = list(_code_rows(c, pos, texts, order, n_prompts, n_words, split))
     return pd.DataFrame(rows).sort_values('positives', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../../nbs/bench/08_meaning.ipynb #674dff29
@@ -103,10 +107,14 @@ class Information(HeadScores):
         self.attribute = attribute
         self.bits = bits
         self.chance = chance
-        self.z = z
-        self.p = p
-        self.p_max = p_max
+        self.p, self.p_max = p, p_max
         self.band = band
+
+# %% ../../nbs/bench/08_meaning.ipynb #778be124
+@patch(as_prop=True)
+def z(self: Information) -> np.ndarray:
+    "Return the scores: excess over `chance` in standard deviations of the permutations, float [head]."
+    return self.values
 
 # %% ../../nbs/bench/08_meaning.ipynb #60d12bf6
 @patch(as_prop=True)
@@ -186,6 +194,17 @@ def _p_values(z, largest):
     "Return permutation p-values of `z` [head] against `largest` [permutation, head or 1]."
     return (1 + (largest >= z - 1e-9).sum(0)) / (1 + len(largest))
 
+# %% ../../nbs/bench/08_meaning.ipynb #4ce707c4
+def _against_permutations(bits):
+    "Return the figures of `Information` from bits on the attribute (row 0) and on each permutation of it."
+    chance = bits[1:].mean(0)
+    spread = bits[1:].std(0)
+    z = np.where(spread > 1e-9, (bits - chance) / np.maximum(spread, 1e-9), 0.0)  # a head with one code has no spread
+    p = _p_values(z[0], z[1:])
+    p_max = _p_values(z[0], z[1:].max(1)[:, None])
+    band = np.quantile(-np.sort(-z[1:], 1), [0.025, 0.975], axis=0)
+    return dict(bits=bits[0], chance=chance, z=z[0], p=p, p_max=p_max, band=band)
+
 # %% ../../nbs/bench/08_meaning.ipynb #dfa52f17
 def code_information(
     codes,  # `Codes`, or int [example, head]
@@ -203,13 +222,9 @@ def code_information(
     3. Compare with the permutations of the same head (`p`), and with the best head of each permutation (`p_max`)."""
     c = np.asarray(codes)[rows]
     bits = _permuted_bits(c, _numbered(attribute, len(c)), n_perm, seed, name)
-    chance = bits[1:].mean(0)
-    spread = bits[1:].std(0)
-    z = np.where(spread > 1e-9, (bits - chance) / np.maximum(spread, 1e-9), 0.0)  # a head with one code has no spread
-    p = _p_values(z[0], z[1:])
-    p_max = _p_values(z[0], z[1:].max(1)[:, None])
-    band = np.quantile(-np.sort(-z[1:], 1), [0.025, 0.975], axis=0)
-    return Information(n_heads or getattr(codes, 'n_heads', 1), name, bits[0], chance, z[0], p, p_max, band)
+    if n_heads is None:
+        n_heads = getattr(codes, 'n_heads', 1)
+    return Information(n_heads, name, **_against_permutations(bits))
 
 # %% ../../nbs/bench/08_meaning.ipynb #40a3a59b
 def _permutations(values, n_heads, within_layers, n_perm, seed):

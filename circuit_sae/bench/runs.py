@@ -217,7 +217,7 @@ class Run(NamedTuple):
     key: str  # 16 hex digits
     method: Method  # Scorer and settings
     cell: Cell  # Model, task and prompts
-    seed: int  # Seed of the scorer; `None` for a scorer without randomness
+    seed: int | None  # Seed of the scorer; `None` for a scorer without randomness
 
 # %% ../../nbs/bench/01_runs.ipynb #adcbc2a3
 def _as_tuple(x, name):
@@ -267,6 +267,17 @@ def _run_key(method, cell, seed, content):
         seed,
     )
 
+# %% ../../nbs/bench/01_runs.ipynb #da31de39
+def _plan_cells(methods, cells, seeds, content):
+    "Return the runs of all methods and seeds on these cells, each once."
+    runs = {}
+    for cell in cells:
+        for method, seed in itertools.product(methods, seeds):
+            own_seed = seed if method.seeded else None
+            key = _run_key(method, cell, own_seed, content)
+            runs.setdefault(key, Run(key, method, cell, own_seed))
+    return list(runs.values())
+
 # %% ../../nbs/bench/01_runs.ipynb #953f48f1
 def plan_runs(
     methods,  # Scorers by name, functions, or `(label, scorer, settings)`
@@ -284,13 +295,8 @@ def plan_runs(
     for model in models:
         _check_cell(model, tasks, draws, n_pairs)
     content = {spec: _content(spec) for spec in (*tasks, *models)}
-    runs = {}
-    for cell in itertools.starmap(Cell, itertools.product(models, tasks, draws, n_pairs)):
-        for method, seed in itertools.product(methods, seeds):
-            seed = seed if method.seeded else None
-            key = _run_key(method, cell, seed, content)
-            runs.setdefault(key, Run(key, method, cell, seed))
-    return list(runs.values())
+    cells = itertools.starmap(Cell, itertools.product(models, tasks, draws, n_pairs))
+    return _plan_cells(methods, cells, seeds, content)
 
 # %% ../../nbs/bench/01_runs.ipynb #b06c928b
 def set_aside(

@@ -11,11 +11,14 @@ __all__ = ['SCORERS', 'METHODS', 'IDEAS', 'Cost', 'Meter', 'Evidence', 'paired_n
 
 # %% ../../nbs/bench/00_scorers.ipynb #3fff7162
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from fastcore.basics import patch
+
+# %% ../../nbs/bench/00_scorers.ipynb #8c9286d1
 from ..causal.patching import patch_heads
 from ..circuit import log_softmax
 from ..codes.activations import cache_head_acts
@@ -252,6 +255,17 @@ def _reduced_norms(difference, gram, residual):
         'max scaled': scaled.amax(1),
     }
 
+# %% ../../nbs/bench/00_scorers.ipynb #a2fddf71
+def _add_norms(sums, model, batch, gram):
+    "Add the norms of one batch to `sums`, {name: float64 [n_layers, n_heads]}."
+    z_negative, _ = _z_and_residual(model, batch.negatives)
+    z_positive, residual = _z_and_residual(model, batch.positives)
+    for layer in range(model.cfg.n_layers):
+        difference = z_positive[layer] - z_negative[layer]
+        for name, norms in _reduced_norms(difference, gram[layer], residual[layer]).items():
+            total = sums.setdefault(name, np.zeros((model.cfg.n_layers, model.cfg.n_heads)))
+            total[layer] += norms.sum(0).cpu().numpy()
+
 # %% ../../nbs/bench/00_scorers.ipynb #bd46a545
 @torch.no_grad()
 def paired_norms(
@@ -265,26 +279,19 @@ def paired_norms(
     that of the residual stream of the positive at the same position."""
     bound = bind_task(model, task)
     check_pairs(bound, answers=False)
-    cfg = bound.model.cfg
     W = write_matrices(bound.model)
     gram = torch.einsum('lhdm,lhem->lhde', W, W)
     sums = {}
     batches = pair_batches(bound, batch_size, pad=False)
     for batch in progress(batches, f'{bound.name}: paired differences', unit='batch'):
-        z_negative, _ = _z_and_residual(bound.model, batch.negatives)
-        z_positive, residual = _z_and_residual(bound.model, batch.positives)
-        for layer in range(cfg.n_layers):
-            difference = z_positive[layer] - z_negative[layer]
-            for name, norms in _reduced_norms(difference, gram[layer], residual[layer]).items():
-                total = sums.setdefault(name, np.zeros((cfg.n_layers, cfg.n_heads)))
-                total[layer] += norms.sum(0).cpu().numpy()
+        _add_norms(sums, bound.model, batch, gram)
     return {name: total.ravel() / bound.n for name, total in sums.items()}
 
 # %% ../../nbs/bench/00_scorers.ipynb #8ff60423
 class Scorer(NamedTuple):
     "Hold a way to score heads."
 
-    fn: object  # A function of `(evidence, **settings)` that returns one number for every head
+    fn: Callable  # A function of `(evidence, **settings)` that returns one number for every head
     about: str  # One line about it
     seeded: bool  # Does its result depend on the seed?
     causal: bool  # Does it use answers, gradients or interventions?
@@ -502,7 +509,7 @@ def attribution_by_code(evidence, preset='quick', pool='last', n_train=10, metri
     return _by_code(codes, attribute_codes(evidence.bound, sae=sae, metric=metric).by_pair)
 
 # %% ../../nbs/bench/00_scorers.ipynb #3a5ce76a
-METHODS = ['random', 'layer index', 'shuffled labels', 'mean difference']
+METHODS: list = ['random', 'layer index', 'shuffled labels', 'mean difference']
 METHODS += [
     ('paired difference, mean', 'paired difference', dict(over='mean', scaled=False)),
     ('paired difference, mean, scaled', 'paired difference', dict(over='mean', scaled=True)),
@@ -554,6 +561,13 @@ def _as_scores(result, evidence, method, settings):
     over = getattr(result, 'over', 'heads')
     return HeadScores(values, evidence.model.cfg.n_heads, name, signed, made_from, over)
 
+# %% ../../nbs/bench/00_scorers.ipynb #8997dccb
+def _run_scorer(fn, evidence, settings):
+    "Return the result of a scorer and its cost."
+    with Meter(evidence.model) as meter:
+        result = fn(evidence, **settings)
+    return result, evidence.cost(meter.read())
+
 # %% ../../nbs/bench/00_scorers.ipynb #a170b338
 def score_heads(
     method,  # A name in `SCORERS`, or a function of `(evidence, **settings)`
@@ -571,9 +585,7 @@ def score_heads(
     chosen = get_scorer(method)
     evidence = model if isinstance(model, Evidence) else Evidence(model, task)
     evidence = evidence.with_seed(seed)
-    with Meter(evidence.model) as meter:
-        result = chosen.fn(evidence, **settings)
-    cost = evidence.cost(meter.read())
+    result, cost = _run_scorer(chosen.fn, evidence, settings)
     scores = _as_scores(result, evidence, method, settings)
     scores.cost = cost
     return scores

@@ -25,7 +25,7 @@ from ..codes.train import draw_examples, train_sae, training_points
 from ..core import InputError, one_of, progress, save_json
 from ..data.batches import bind_task, pad_rows, pair_batches
 from ..data.prompts import get_task, tiny_tokenizer
-from ..find import Found, find_circuit, preset_settings
+from ..find import FindSettings, Found, find_circuit, preset_settings
 from ..models.behaviour import judge
 from ..models.forward import check_writes, run, run_pairs
 from ..models.load import MODELS, load_model, quietly
@@ -192,6 +192,12 @@ def _training_note(c, literal, quick, full, until, literal_seconds, full_seconds
         f'of all points with the encoder, {product:.2f} s, so {literal_seconds / product:.1f} × is their limit'
     )
 
+# %% ../../nbs/bench/06_speed.ipynb #45985870
+def _steps_until(losses, limit):
+    "Return the number of steps until the loss is at most `limit`; None if it never is."
+    reached = losses <= limit
+    return int(np.argmax(reached)) + 1 if reached.any() else None
+
 # %% ../../nbs/bench/06_speed.ipynb #9d96f9fe
 def _training(c):
     "Time the literal training loop beside the preset 'quick' until both have the same loss."
@@ -205,8 +211,7 @@ def _training(c):
     )
     literal, quick, full = saes
     losses = np.array(quick.losses)
-    reached = losses <= literal.losses[-1]
-    until = int(np.argmax(reached)) + 1 if reached.any() else None
+    until = _steps_until(losses, literal.losses[-1])
     seconds = b * (until or len(losses)) / len(losses)
     return dict(
         what="500 literal steps ÷ train_sae, preset 'quick', until the same loss",
@@ -407,6 +412,14 @@ def _row(stage, c):
         why = ' '.join(str(e).split())[:300]
         return Row(stage, 'not measured', note=f'{type(e).__name__}: {why}')
 
+# %% ../../nbs/bench/06_speed.ipynb #1415984d
+def _measure_stages(table, stages, c, out):
+    "Add a row for each stage; write the table after each if `out` is given."
+    for stage in progress(stages, 'speed', unit='stage'):
+        table.rows.append(_row(stage, c))
+        if out:
+            table.save(out)
+
 # %% ../../nbs/bench/06_speed.ipynb #907a70c3
 def speed(
     model='smollm2-135m',  # A name, a folder, or a loaded model, on which some stages cannot be measured
@@ -425,10 +438,7 @@ def speed(
     c = _Context(model, task, n_pairs, max(repeats, 1))
     settings = dict(model=c.model.circuit_sae_name, task=task, n_pairs=n_pairs, repeats=repeats)
     table = SpeedTable([], machine(), settings)
-    for stage in progress(stages, 'speed', unit='stage'):
-        table.rows.append(_row(stage, c))
-        if out:
-            table.save(out)
+    _measure_stages(table, stages, c, out)
     return table
 
 # %% ../../nbs/bench/06_speed.ipynb #464651e5
@@ -552,6 +562,21 @@ def _bytes(n_layers, n_heads, d_head, d_model, n_params, prompts, tokens, n_trai
         'edge counts': 16 * n_heads * n_heads,
     }
 
+# %% ../../nbs/bench/06_speed.ipynb #c9caaf99
+def _seconds(work, n, prompts, flops, cells):
+    "Return the seconds of every stage for `n` heads; `work`: what `_operations` returns."
+    seconds = {f'{name}, s': operations / flops for name, operations in work.items()}
+    seconds['node scores, s'] = prompts * n / cells
+    seconds['edge scores, s'] = prompts * n * n / 2 / cells
+    return seconds
+
+
+def _gigabytes(held, memory):
+    "Return the size of every part in GB, and which parts exceed the memory; `held`: what `_bytes` returns."
+    gb = {f'{name}, GB': b / 1e9 for name, b in held.items()}
+    over = [name for name in sorted(held, key=held.get, reverse=True) if held[name] > memory]
+    return gb | {'does not fit': ', then '.join(over) or 'nothing'}
+
 # %% ../../nbs/bench/06_speed.ipynb #eefe10fb
 def on_paper(
     n_layers: int,  # Layers
@@ -571,13 +596,8 @@ def on_paper(
     "Estimate time and memory for a model of any size."
     n = n_layers * n_heads
     work = _operations(n, d_head, d_model, n_params, prompts, tokens, d_sae, n_train, steps)
-    seconds = {f'{name}, s': operations / flops for name, operations in work.items()}
-    seconds['node scores, s'] = prompts * n / cells
-    seconds['edge scores, s'] = prompts * n * n / 2 / cells
     held = _bytes(n_layers, n, d_head, d_model, n_params, prompts, tokens, n_train)
-    gb = {f'{name}, GB': b / 1e9 for name, b in held.items()}
-    over = [name for name in sorted(held, key=held.get, reverse=True) if held[name] > memory]
-    return seconds | gb | {'does not fit': ', then '.join(over) or 'nothing'}
+    return _seconds(work, n, prompts, flops, cells) | _gigabytes(held, memory)
 
 # %% ../../nbs/bench/06_speed.ipynb #36c58369
 def _part(seconds, name, f):
@@ -608,6 +628,14 @@ def _profile_forward(c, seconds):
     seconds['hooks and pooling'] = max(0, whole - sum(parts))
     return acts
 
+# %% ../../nbs/bench/06_speed.ipynb #abb880e4
+def _profile_found(found, seconds):
+    "Add the seconds of the edge scores and of saving."
+    counts = found.codes.values, found.acts.is_positive
+    _part(seconds, 'edge scores', lambda: (found.edges, pair_counts(*counts)))
+    with tempfile.TemporaryDirectory() as d:
+        _part(seconds, 'saving', lambda: found.save(d))
+
 # %% ../../nbs/bench/06_speed.ipynb #91b97b40
 def profile_find(
     model='smollm2-135m',  # A name or a folder
@@ -626,10 +654,8 @@ def profile_find(
     flow = _part(seconds, 'flow, 20 pairs', lambda: difference_flow(c.model, c.task, n_flow, edges=True))
     _part(seconds, 'node scores', lambda: node_scores(codes, y))
     circuit = predict_circuit(HeadScores(flow.values, flow.n_heads, flow.name), over='sum')
-    found = Found(c.task, acts, sae, codes, circuit, {}, {}, flow)
-    _part(seconds, 'edge scores', lambda: (found.edges, pair_counts(codes.values, y)))
-    with tempfile.TemporaryDirectory() as d:
-        _part(seconds, 'saving', lambda: found.save(d))
+    found = Found(c.task, acts, sae, codes, circuit, FindSettings(), {}, flow)
+    _profile_found(found, seconds)
     return seconds
 
 # %% ../../nbs/bench/06_speed.ipynb #8765901c

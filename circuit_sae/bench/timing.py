@@ -14,6 +14,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -160,12 +162,12 @@ class Row(NamedTuple):
 
     stage: str  # Name of the stage
     what: str  # What is measured
-    walls: list = ()  # Seconds
-    bounds: list = ()  # (measured value or None, '<', '≤' or '≥', limit, unit)
+    walls: Sequence = ()  # Seconds
+    bounds: Sequence = ()  # (measured value or None, '<', '≤' or '≥', limit, unit)
     note: str = ''  # A remark below the table
 
     @property
-    def met(self) -> bool:
+    def met(self) -> bool | None:
         "Return whether every target is met; None if nothing was measured."
         if not self.bounds:
             return None
@@ -191,18 +193,13 @@ class Row(NamedTuple):
 _HEADER = ['stage', 'measure', 'seconds', 'reached', 'target', 'met']
 
 # %% ../../nbs/bench/02_timing.ipynb #3898d190
+@dataclass(repr=False, eq=False)
 class SpeedTable:
     "Hold rows, the machine on which they were measured, and the settings of the measurement."
 
-    def __init__(
-        self,
-        rows: list,  # `Row`s
-        machine: dict,  # As `machine()` returns it
-        settings: dict,  # `model`, `task`, `n_pairs` and `repeats`
-    ):
-        self.rows = rows
-        self.machine = machine
-        self.settings = settings
+    rows: list  # `Row`s
+    machine: dict  # As `machine()` returns it
+    settings: dict  # `model`, `task`, `n_pairs` and `repeats`
 
     def __len__(self):
         return len(self.rows)
@@ -318,6 +315,26 @@ def _literal_loss(sae, x, l1_coefficient):
     x_hat = a @ normalize(sae.W_dec, dim=sae.dec_axis) + sae.b_dec
     return (x - x_hat).pow(2).mean() + l1_coefficient * a.sum(-1).mean()
 
+# %% ../../nbs/bench/02_timing.ipynb #87df0203
+def _untrained(acts, d_sae, unit_norm, null_code, head_norm, seed):
+    "Return an autoencoder with random weights, scaled to the activations if `head_norm` is given."
+    sae = DiscreteSAE(acts.d_model, d_sae, unit_norm, null_code, head_norm, 'random', seed)
+    if head_norm:
+        sae.scale = torch.from_numpy(acts.rms()).clamp_min(1e-8)
+    return sae
+
+
+def _descend(sae, x, l1_coefficient, lr, n_epochs):
+    "Train by gradient steps on all points at once, and record the loss of each step."
+    adam = torch.optim.Adam(sae.parameters(), lr=lr)
+    for _ in progress(range(n_epochs), 'literal training', unit='step'):
+        adam.zero_grad()
+        loss = _literal_loss(sae, x, l1_coefficient)
+        loss.backward()
+        adam.step()
+        sae.constrain()
+        sae.losses.append(loss.item())
+
 # %% ../../nbs/bench/02_timing.ipynb #2321d587
 def literal_train(
     acts,  # `HeadActs`
@@ -334,16 +351,6 @@ def literal_train(
 ) -> DiscreteSAE:
     "Return what `train_sae` returns, trained by a plain loop."
     rows = draw_examples(acts.is_positive, n_examples, draw, seed)
-    sae = DiscreteSAE(acts.d_model, d_sae, unit_norm, null_code, head_norm, 'random', seed)
-    if head_norm:
-        sae.scale = torch.from_numpy(acts.rms()).clamp_min(1e-8)
-    x = training_points(sae, acts, rows)
-    adam = torch.optim.Adam(sae.parameters(), lr=lr)
-    for _ in progress(range(n_epochs), 'literal training', unit='step'):
-        adam.zero_grad()
-        loss = _literal_loss(sae, x, l1_coefficient)
-        loss.backward()
-        adam.step()
-        sae.constrain()
-        sae.losses.append(loss.item())
+    sae = _untrained(acts, d_sae, unit_norm, null_code, head_norm, seed)
+    _descend(sae, training_points(sae, acts, rows), l1_coefficient, lr, n_epochs)
     return sae.requires_grad_(False)

@@ -30,7 +30,7 @@ def mean_z(
     batch_size: int = 24,  # Pairs in a batch
 ) -> torch.Tensor:  # Raw `z`, float32 [2, layer, n_heads, d_head]: at the first position, and over all later positions
     "Return the mean output of every head over the negatives of a task."
-    total = 0
+    total = torch.zeros((), dtype=torch.double)
     count = torch.zeros(2, dtype=torch.double)
     for batch in pair_batches(bound, batch_size, pad=False):
         z = collect_z(bound.model, batch.negatives)[1].double()
@@ -39,6 +39,17 @@ def mean_z(
         count += torch.tensor([n, n * (length - 1)])
     count = count.to(total.device).clamp_min(1)
     return (total / count[:, None, None, None]).float()
+
+# %% ../../nbs/causal/00_patching.ipynb #3fdc82ef
+def _replaced(z, ablation, mean):
+    "Return the substitutes for the heads' outputs on the negatives, `z`; `mean`: what `mean_z` returns."
+    if ablation == 'zero':
+        return torch.zeros_like(z)
+    if ablation == 'mean':
+        first, later = mean.to(z)
+        z = later[:, None, None].expand_as(z).clone()
+        z[:, :, 0] = first[:, None]
+    return z
 
 # %% ../../nbs/causal/00_patching.ipynb #20b0afed
 class Substitutes:
@@ -54,25 +65,19 @@ class Substitutes:
         self.ablation = one_of(ablation, ABLATIONS, 'ablation')
         self.mean = mean_z(bound, batch_size) if ablation == 'mean' else None
 
-    def start(self, batch) -> int:
-        "Return the first position at which a substitute can differ from the output on the positives."
-        return batch.start if self.ablation == 'resample' else 0
+    def __call__(
+        self,
+        batch,  # A `PairBatch` of prompts of one length
+    ) -> tuple:  # (logits on negatives, float32 [batch, d_vocab]; raw `z`, [layer, batch, position, n_heads, d_head])
+        "Run the negatives; return their logits and the substitutes."
+        logits, z = collect_z(self.model, batch.negatives)
+        return logits, _replaced(z, self.ablation, self.mean)
 
 # %% ../../nbs/causal/00_patching.ipynb #3886440d
 @patch
-def __call__(
-    self: Substitutes,
-    batch,  # A `PairBatch` of prompts of one length
-) -> tuple:  # (logits on the negatives, float32 [batch, d_vocab]; raw `z`, [layer, batch, position, n_heads, d_head])
-    "Run the negatives; return their logits and the substitutes."
-    logits, z = collect_z(self.model, batch.negatives)
-    if self.ablation == 'zero':
-        z = torch.zeros_like(z)
-    if self.ablation == 'mean':
-        first, later = self.mean.to(z)
-        z = later[:, None, None].expand_as(z).clone()
-        z[:, :, 0] = first[:, None]
-    return logits, z
+def start(self: Substitutes, batch) -> int:
+    "Return the first position at which a substitute can differ from the output on the positives."
+    return batch.start if self.ablation == 'resample' else 0
 
 # %% ../../nbs/causal/00_patching.ipynb #a6956412
 class HeadEffects(HeadScores):
@@ -96,10 +101,11 @@ class HeadEffects(HeadScores):
     def __len__(self) -> int:
         return self.patched.shape[1]
 
-    @property
-    def n_layers(self) -> int:
-        "Return the number of layers."
-        return len(self) // self.n_heads
+# %% ../../nbs/causal/00_patching.ipynb #8f882405
+@patch(as_prop=True)
+def n_layers(self: HeadEffects) -> int:
+    "Return the number of layers."
+    return len(self) // self.n_heads
 
 # %% ../../nbs/causal/00_patching.ipynb #026e0786
 @patch(as_prop=True)
@@ -143,7 +149,7 @@ def to_state(self: HeadEffects) -> tuple:  # (dict of arrays, dict of plain valu
 @patch(cls_method=True)
 def from_state(cls: HeadEffects, arrays, info):
     "Return the effects that `to_state` described."
-    return cls(arrays['patched'], arrays['clean'], arrays['corrupted'], info)
+    return HeadEffects(arrays['patched'], arrays['clean'], arrays['corrupted'], info)
 
 # %% ../../nbs/causal/00_patching.ipynb #533b0a67
 @patch
@@ -210,20 +216,17 @@ def patch_layer(
     substitute,  # Raw `z` that replaces the heads' own, [batch, position, n_heads, d_head]
     where,  # Positions to patch, bool [position]
     start: int,  # First position at which `substitute` can differ
-) -> (
-    torch.Tensor
-):  # Logits, float32 [batch * n_heads, d_vocab]; row `i * n_heads + h`: prompt `i` with head `h` patched
+) -> torch.Tensor:  # Logits, float32 [prompt * n_heads, d_vocab]; row i * n_heads + h: prompt i, head h patched
     "Patch each head of a layer by itself, all of them in one forward pass."
     n_heads = substitute.shape[2]
     first = mid.clip(max(start, int(np.argmax(where))))
     at = torch.as_tensor(where[first:]).nonzero()[:, 0]  # counted from `first`, like the positions that `edit` gets
     pair = torch.arange(len(mid.ids)).repeat_interleave(n_heads)
     head = torch.arange(n_heads).repeat(len(mid.ids))[:, None]
-    row = torch.arange(len(pair))[:, None]
 
     def edit(z):
         z = z.clone()
-        z[row, at, head] = substitute[pair[:, None], at + first, head].to(z)
+        z[torch.arange(len(pair))[:, None], at, head] = substitute[pair[:, None], at + first, head].to(z)
         return z
 
     return mid.rerun(layer, pair, edit, first)

@@ -24,6 +24,17 @@ from ..results import EdgeScores
 # %% ../../nbs/causal/01_paths.ipynb #c41f9dfd
 INPUTS = ['q', 'k', 'v']
 
+# %% ../../nbs/causal/01_paths.ipynb #67f55cc0
+def _edge_matrices(edges, effects, n_layers, n_heads):
+    "Return the signed effects (NaN: not measured) and whether an edge was measured, both [sender, receiver]."
+    signed = np.full((n_layers * n_heads,) * 2, np.nan)
+    possible = np.zeros(signed.shape, dtype=bool)
+    for edge, effect in zip(edges, effects):
+        at = tuple(head_index(h, n_layers, n_heads) for h in edge)
+        signed[at] = effect
+        possible[at] = True
+    return signed, possible
+
 # %% ../../nbs/causal/01_paths.ipynb #64c54e49
 class PathEffects(EdgeScores):
     "Hold the effect of every measured edge through each input of its receiver."
@@ -40,12 +51,8 @@ class PathEffects(EdgeScores):
         self.edges = [tuple(map(parse_head, edge)) for edge in edges]
         self.effect = np.asarray(effect, dtype=float)
         self.strongest = np.abs(self.effect).argmax(1)
-        signed = np.full((n_layers * n_heads,) * 2, np.nan)
-        possible = np.zeros(signed.shape, dtype=bool)
-        for edge, row, i in zip(self.edges, self.effect, self.strongest):
-            at = tuple(head_index(h, n_layers, n_heads) for h in edge)
-            signed[at] = row[i]
-            possible[at] = True
+        strongest = [row[i] for row, i in zip(self.effect, self.strongest)]
+        signed, possible = _edge_matrices(self.edges, strongest, n_layers, n_heads)
         super().__init__(np.abs(signed), n_heads, 'effect of path patching', signed, made_from, possible)
 
 # %% ../../nbs/causal/01_paths.ipynb #8e98e3d6
@@ -105,7 +112,7 @@ def to_state(self: PathEffects) -> tuple:  # (dict of arrays, dict of plain valu
 @patch(cls_method=True)
 def from_state(cls: PathEffects, arrays, info):
     "Return the effects that `to_state` described."
-    return cls(arrays['edges'].tolist(), arrays['effect'], info)
+    return PathEffects(arrays['edges'].tolist(), arrays['effect'], info)
 
 # %% ../../nbs/causal/01_paths.ipynb #fbe24627
 @patch
@@ -129,7 +136,7 @@ def load(
     from circuit_sae.truth.references import read_edges
 
     if Path(path).suffix == '.json':
-        return cls(*read_edges(path))
+        return PathEffects(*read_edges(path))
     return super(PathEffects, cls).load(path)
 
 # %% ../../nbs/causal/01_paths.ipynb #0702c115
@@ -152,14 +159,18 @@ class _CleanRun:
         "Return a function that keeps the `z` of a layer."
         return lambda layer, z: self.z[side].update({layer: z.clone()})
 
-    def measure(self, logits, rows=slice(None)):
-        "Return the metric of the pairs that `rows` names."
-        return self.bound.measure(self.metric, logits, self.pairs[rows])
+# %% ../../nbs/causal/01_paths.ipynb #4e2b6509
+@patch
+def measure(self: _CleanRun, logits, rows=slice(None)):
+    "Return the metric of the pairs that `rows` names."
+    return self.bound.measure(self.metric, logits, self.pairs[rows])
 
-    def change(self, W, sender):
-        "Return the sender's output on the negatives minus that on the positives, [batch, position, d_model]."
-        positive, negative = (z[sender.layer][:, :, sender.head] for z in self.z)
-        return (negative - positive) @ W[sender.layer, sender.head]
+
+@patch
+def change(self: _CleanRun, W, sender):
+    "Return the sender's output on the negatives minus that on the positives, [batch, position, d_model]."
+    positive, negative = (z[sender.layer][:, :, sender.head] for z in self.z)
+    return (negative - positive) @ W[sender.layer, sender.head]
 
 # %% ../../nbs/causal/01_paths.ipynb #160d6b4a
 def _clean_inputs(mid, layer):
@@ -261,19 +272,15 @@ def patch_paths(
     metric='logit_diff',  # A key of `METRICS`, or a function of (logits, answers, wrong answers)
     batch_size: int = 24,  # Pairs in a batch
 ) -> PathEffects:  # Raises `InputError` if no two of the heads are in different layers
-    """Measure the effect of each edge between `heads`, through queries, keys and values (path patching).
-
-    Source: Wang et al. 2022; Goldowsky-Dill et al. 2023.
+    """Measure each edge between `heads` by path patching (Wang et al. 2022; Goldowsky-Dill et al. 2023).
 
     1. Run positives and negatives and keep the output of every sender in both.
     2. Run the receiver's layer with the difference of the sender's two outputs added to its residual stream. Take one
        of queries, keys and values from this run and the other two from the clean run.
     3. Patch the receiver's new output into the clean run. The effect is the fall of the metric, as a fraction of its
-       difference between positives and negatives.
-    """
+       difference between positives and negatives."""
     bound = bind_task(model, task)
     check_pairs(bound)
     edges = _edges_between(heads, bound.model.cfg.n_layers, bound.model.cfg.n_heads)
-    batches = pair_batches(bound, batch_size, pad=False)
-    effect = _edge_effects(bound, edges, batches, get_metric(metric))
+    effect = _edge_effects(bound, edges, pair_batches(bound, batch_size, pad=False), get_metric(metric))
     return PathEffects(edges, effect, effects_record(bound, 'resample', 'all', metric))

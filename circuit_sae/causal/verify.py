@@ -87,6 +87,22 @@ def _measure_batch(bound, batch, keep, substitute, metric, rows):
             measured.append(_to_numpy(bound.measure(metric, logits, batch.pairs)))
     return np.stack(measured)
 
+# %% ../../nbs/causal/02_verify.ipynb #f8ad4c07
+def _measure_ablations(bound, keep, ablations, metric, batch_size):
+    "Return the metric on positives [ablation, set, pair], and on negatives without ablation [pair]."
+    batches = pair_batches(bound, batch_size, pad=False)
+    out = np.zeros((len(ablations), len(keep), bound.n), dtype=np.float32)
+    negative = np.zeros(bound.n, dtype=np.float32)
+    with progress(None, f'{bound.name}: verifying', len(ablations) * len(batches), 'batch') as bar:
+        for i, ablation in enumerate(ablations):
+            substitutes = Substitutes(bound, ablation, batch_size)
+            for batch in batches:
+                logits, z = substitutes(batch)
+                negative[batch.pairs] = _to_numpy(bound.measure(metric, logits, batch.pairs))
+                out[i][:, batch.pairs] = _measure_batch(bound, batch, keep, z, metric, batch_size)
+                bar.update()
+    return out, negative
+
 # %% ../../nbs/causal/02_verify.ipynb #0ed4c3ed
 def measure_sets(
     model,  # A TransformerLens bridge, or a `BoundTask`
@@ -99,20 +115,8 @@ def measure_sets(
     "Measure the positives once with each set of heads and each ablation."
     bound = bind_task(model, task)
     check_pairs(bound)
-    metric = get_metric(metric)
-    batches = pair_batches(bound, batch_size, pad=False)
     keep = np.asarray(sets, dtype=bool).reshape(-1, bound.model.cfg.n_layers, bound.model.cfg.n_heads)
-    out = np.zeros((len(ablations), len(keep), bound.n), dtype=np.float32)
-    negative = np.zeros(bound.n, dtype=np.float32)
-    with progress(None, f'{bound.name}: verifying', len(ablations) * len(batches), 'batch') as bar:
-        for i, ablation in enumerate(ablations):
-            substitutes = Substitutes(bound, ablation, batch_size)
-            for batch in batches:
-                logits, z = substitutes(batch)
-                negative[batch.pairs] = _to_numpy(bound.measure(metric, logits, batch.pairs))
-                out[i][:, batch.pairs] = _measure_batch(bound, batch, keep, z, metric, batch_size)
-                bar.update()
-    return out, negative
+    return _measure_ablations(bound, keep, ablations, get_metric(metric), batch_size)
 
 # %% ../../nbs/causal/02_verify.ipynb #846b7415
 class Verification:
@@ -144,8 +148,8 @@ class Verification:
         return self.made_from['ablation']
 
     @property
-    def association(self) -> np.ndarray:
-        "Return the scores of the circuit's heads, float [head of the circuit]; None without scores."
+    def association(self):  # float [head of the circuit]; None without scores
+        "Return the scores of the circuit's heads."
         return None if self.scores is None else self.scores[self._index()]
 
     def _index(self):
@@ -155,6 +159,17 @@ class Verification:
 
     def __repr__(self):
         return self.table()
+
+# %% ../../nbs/causal/02_verify.ipynb #f9fed572
+def _head_figures(m, negative, whole):
+    "Return the figures of each head of the circuit, [ablation, head of the circuit]."
+    minimality, minimality_se = share(m['circuit'] - m['circuit_but_one'], whole)
+    return dict(
+        minimality=minimality,
+        minimality_se=minimality_se,
+        alone=np.stack([effect_size(a[0], negative, b.T) for a, b in zip(m['all'], m['all_but_one'])]),
+        alone_se=share(m['all'] - m['all_but_one'], m['all'] - negative)[1],
+    )
 
 # %% ../../nbs/causal/02_verify.ipynb #8b07b11b
 def _figures(m, negative):
@@ -166,7 +181,6 @@ def _figures(m, negative):
 
     faithfulness, faithfulness_se = fraction('circuit')
     left, left_se = fraction('rest')
-    minimality, minimality_se = share(m['circuit'] - m['circuit_but_one'], whole)
     random = fraction('random')[0]
     return dict(
         faithfulness=faithfulness[:, 0],
@@ -174,13 +188,9 @@ def _figures(m, negative):
         left=left[:, 0],
         left_se=left_se[:, 0],
         incompleteness=np.abs(fraction('all_but_part')[0] - fraction('circuit_but_part')[0]).mean(1),
-        minimality=minimality,
-        minimality_se=minimality_se,
-        alone=np.stack([effect_size(a[0], negative, b.T) for a, b in zip(m['all'], m['all_but_one'])]),
-        alone_se=share(m['all'] - m['all_but_one'], m['all'] - negative)[1],
         random=random,
         p=(1 + (random >= faithfulness).sum(1)) / (1 + random.shape[1]),
-    )
+    ) | _head_figures(m, negative, whole)
 
 # %% ../../nbs/causal/02_verify.ipynb #e6420f00
 def _check_circuit(circuit, n_layers, n_heads):

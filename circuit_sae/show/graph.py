@@ -42,6 +42,12 @@ def _draw_leader(ax, point, offset):
     arrow = dict(arrowstyle='-', lw=0.5, color='.6', shrinkA=0, shrinkB=2)
     ax.annotate('', point, tuple(0.8 * offset), textcoords='offset points', arrowprops=arrow)
 
+# %% ../../nbs/show/01_graph.ipynb #6b6fef86
+def _point_boxes(ax, points, radius):
+    "Return the boxes of points, [point, 4]: left, bottom, right and top in pixels."
+    at = ax.transData.transform(np.reshape(points, (-1, 2)))
+    return np.c_[at - radius, at + radius]
+
 # %% ../../nbs/show/01_graph.ipynb #49952399
 def name_points(
     ax,  # An axis with its final limits: call this function last, because it measures the axis
@@ -56,8 +62,7 @@ def name_points(
     scale = ax.figure.dpi / 72
     frame = np.array(ax.bbox.extents)
     radius = radius * scale
-    others = ax.transData.transform(np.reshape(others, (-1, 2)))
-    taken = np.c_[others - radius, others + radius]
+    taken = _point_boxes(ax, others, radius)
     texts = []
     for point, name in zip(points, names):
         text, box = _name_point(ax, point, name, taken, frame, radius, scale, style)
@@ -114,6 +119,13 @@ def _effect_arrays(scores, effects, truth):
     true[[head_index(h, *x.shape) for h in truth]] = True
     return x.ravel(), y.ravel(), true, all_heads(*x.shape)
 
+# %% ../../nbs/show/01_graph.ipynb #ac8000d4
+def _name_extreme(ax, x, y, heads, n):
+    "Name the `n` most extreme heads of a scatter plot."
+    named = _extreme(x, y, n)
+    points = np.c_[x, y]
+    name_points(ax, points[named], [str(heads[i]) for i in named], points)
+
 # %% ../../nbs/show/01_graph.ipynb #211c70cf
 def plot_effects(
     scores,  # `HeadScores`, or an array [n_layers, n_heads]: the association
@@ -132,9 +144,7 @@ def plot_effects(
     ax.set_title(f'Spearman correlation of score and size of effect: {rank_correlation(x, abs(y)):.2f}', fontsize=10)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.margins(0.08, 0.1)
-    named = _extreme(x, y, names)
-    points = np.c_[x, y]
-    name_points(ax, points[named], [str(heads[i]) for i in named], points)
+    _name_extreme(ax, x, y, heads, names)
     return ax
 
 # %% ../../nbs/show/01_graph.ipynb #a323774a
@@ -181,6 +191,18 @@ def _truth_cells(truth, senders, receivers):
     pairs = [(parse_head(e[0]), parse_head(e[1])) for e in truth]
     return [(receivers.index(b), senders.index(a)) for a, b in pairs if a in senders and b in receivers]
 
+# %% ../../nbs/show/01_graph.ipynb #e9be2aac
+def _draw_edge_cells(ax, values):
+    "Draw the scores in grey, over a hatched background where no edge is possible; return the image."
+    ax.patch.set(hatch='/////', edgecolor='.85', facecolor='w')
+    return ax.imshow(values, cmap=greys(), vmin=0, vmax=values.max() or 1, aspect='auto', interpolation='nearest')
+
+
+def _name_ticks(ax, senders, receivers):
+    "Write the receivers below the columns and the senders beside the rows."
+    ax.set_xticks(range(len(receivers)), map(str, receivers), rotation=90, fontsize=8)
+    ax.set_yticks(range(len(senders)), map(str, senders), fontsize=8)
+
 # %% ../../nbs/show/01_graph.ipynb #bd0561e6
 def plot_edges(
     edges,  # `EdgeScores`
@@ -194,13 +216,11 @@ def plot_edges(
     senders, receivers = _edge_heads(edges, heads, k)
     values = _edge_matrix(edges, senders, receivers)
     ax = new_axis(ax, (min(7, 0.4 * len(receivers) + 1.9), min(6.2, 0.34 * len(senders) + 1.2)))
-    ax.patch.set(hatch='/////', edgecolor='.85', facecolor='w')
-    image = ax.imshow(values, cmap=greys(), vmin=0, vmax=values.max() or 1, aspect='auto', interpolation='nearest')
+    image = _draw_edge_cells(ax, values)
     if len({*senders, *receivers}) <= 18:
         _write_values(ax, values)
     frame_truth(ax, _truth_cells(truth, senders, receivers))
-    ax.set_xticks(range(len(receivers)), map(str, receivers), rotation=90, fontsize=8)
-    ax.set_yticks(range(len(senders)), map(str, senders), fontsize=8)
+    _name_ticks(ax, senders, receivers)
     ax.set(xlabel='receiver', ylabel='sender', title=edges.name if title is None else title)
     ax.figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02)
     return ax

@@ -27,7 +27,7 @@ class Prompt(NamedTuple):
     row: int  # The number of the example
     positive: bool  # Is it a positive?
     tokens: list  # Its tokens as text
-    shares: np.ndarray  # float [token]; `None` if no latent is active
+    shares: np.ndarray | None  # float [token]; `None` if no latent is active
 
     @property
     def text(self) -> str:
@@ -41,9 +41,9 @@ class Cut(NamedTuple):
     threshold: float  # The smallest score of a selected head
     prob: float  # The same threshold for `predict_circuit`: a share of the sum of all scores, or a softmax probability
     heads: list  # Best first
-    precision: float = None  # Fraction of the selected heads that are true; `None` without truth or without heads
-    recall: float = None  # Fraction of the true heads that are selected; `None` without truth
-    false_positive_rate: float = None  # Fraction of the other heads that are selected; `None` without truth
+    precision: float | None = None  # Fraction of the selected heads that are true; `None` without truth or heads
+    recall: float | None = None  # Fraction of the true heads that are selected; `None` without truth
+    false_positive_rate: float | None = None  # Fraction of the other heads that are selected; `None` without truth
 
 # %% ../../nbs/show/02_inspector.ipynb #9330e2c3
 class Inspector:

@@ -126,6 +126,19 @@ def _mark_negative(ax, scores, sign):
     for layer, head in np.argwhere(signed_map(scores) <= -sign):
         ax.text(layer, head, '−', ha='center', va='center', fontsize=12, weight='bold')
 
+# %% ../../nbs/show/00_plots.ipynb #aba48171
+def _mark_heads(ax, scores, circuit, truth, sign):
+    "Frame the circuit and the truth; give heads with a signed score of at most `-sign` a minus."
+    outline(ax, circuit, edgecolor='k', lw=2)
+    frame_truth(ax, truth)
+    if sign is not None:
+        _mark_negative(ax, scores, sign)
+
+
+def _map_size(n_layers, n_heads):
+    "Return the size of a figure that holds a map of so many heads, in inches."
+    return max(3.2, 0.22 * n_layers + 1.6), max(1.9, 0.2 * n_heads + 1)
+
 # %% ../../nbs/show/00_plots.ipynb #e3573b17
 def plot_heads(
     scores,  # `HeadScores`, or an array [n_layers, n_heads]
@@ -141,13 +154,9 @@ def plot_heads(
     circuit = own_heads(circuit, values.shape)
     truth = own_heads(truth, values.shape)
     name = getattr(scores, 'name', 'score')
-    n_layers, n_heads = values.shape
-    ax = new_axis(ax, (max(3.2, 0.22 * n_layers + 1.6), max(1.9, 0.2 * n_heads + 1)))
+    ax = new_axis(ax, _map_size(*values.shape))
     image = _draw_cells(ax, values)
-    outline(ax, circuit, edgecolor='k', lw=2)
-    frame_truth(ax, truth)
-    if sign is not None:
-        _mark_negative(ax, scores, sign)
+    _mark_heads(ax, scores, circuit, truth, sign)
     ax.set_title(name if title is None else title)
     ax.figure.colorbar(image, ax=ax, label=name if label is None else label, fraction=0.05, pad=0.02)
     return ax
@@ -245,6 +254,14 @@ def _draw_chance(ax, groups, kind):
     for ends in [[0, 1]] if kind == 'roc' else [[rate, rate] for rate in rates]:
         ax.plot([0, 1], ends, color='.7', lw=1, ls=':')
 
+# %% ../../nbs/show/00_plots.ipynb #9d61d08e
+def _curve_legend(ax, kind):
+    "Write the legend in the lower right corner, above it for precision and recall."
+    if kind == 'roc':
+        ax.legend(fontsize=8, frameon=False, loc='lower right', handlelength=1.8)
+    else:
+        ax.legend(fontsize=8, frameon=False, loc='lower right', bbox_to_anchor=(1, 1), handlelength=1.8)
+
 # %% ../../nbs/show/00_plots.ipynb #7e62aa0a
 def plot_curves(
     evaluations,  # An `Evaluation`, a list of them (draws, seeds), or a dict from names to either
@@ -255,8 +272,7 @@ def plot_curves(
 
     One evaluation is drawn point by point. Several become one line by vertical averaging (Fawcett 2006, section 7):
     the mean true positive rate at each false positive rate, or the mean precision at each recall, with a band for its
-    95 % t interval. Chance is dotted.
-    """
+    95 % t interval. Chance is dotted."""
     figure, short, across, up = _CURVES[one_of(kind, _CURVES, 'kind of curve')]
     groups = _groups(evaluations, Evaluation, 'an Evaluation (the result of `evaluate`)')
     ax = new_axis(ax, (4.2, 3.4))
@@ -265,10 +281,7 @@ def plot_curves(
         label = _curve_label(name, short, [getattr(e, figure) for e in group])
         _draw_curve(ax, group, kind, label=label, **_line_style(i))
     ax.set(xlabel=across, ylabel=up, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    if kind == 'roc':
-        ax.legend(fontsize=8, frameon=False, loc='lower right', handlelength=1.8)
-    else:
-        ax.legend(fontsize=8, frameon=False, loc='lower right', bbox_to_anchor=(1, 1), handlelength=1.8)
+    _curve_legend(ax, kind)
     return ax
 
 # %% ../../nbs/show/00_plots.ipynb #4c736c13
@@ -456,10 +469,9 @@ def plot_frequencies(
         raise InputError(
             f'expected 1 to 6 heads, whose lines can be distinguished; got {len(heads)}.', code='head-count'
         )
-    frequencies = _frequencies(codes)
     shown = [head_index(h, codes.n_layers, codes.n_heads) for h in heads]
     ax = new_axis(ax, (4.6, 2.8))
-    _draw_frequencies(ax, frequencies, heads, shown)
+    _draw_frequencies(ax, _frequencies(codes), heads, shown)
     ax.set(xlabel='codes of a head, most frequent first', ylabel='fraction of examples', yscale='log')
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     ax.legend(fontsize=8, frameon=False)

@@ -152,8 +152,7 @@ def inspector_page(
     """Return an inspector as the text of one HTML file that works without a network.
 
     The page is a template with its style sheet, its script and the packed data. To fit into `max_mb`, it keeps at most
-    50, 20, 10, 5 or 2 prompts of each code, then repeatedly the first half of the heads.
-    """
+    50, 20, 10, 5 or 2 prompts of each code, then repeatedly the first half of the heads."""
     kept = list(dict.fromkeys(insp.index(h) for h in (insp.heads if heads is None else heads)))
     if not kept:
         raise InputError('expected at least one head, got none. Leave out `heads` to show all.', code='no-heads')
@@ -172,7 +171,7 @@ _FRAME_SIZE = 300_000  # characters; keeps saved notebooks small
 
 def inspector_frame(
     insp,  # An `Inspector`
-) -> str:  # HTML; `None` if even one head is too large
+) -> str | None:  # HTML; `None` if even one head is too large
     "Return the page of the circuit and the next ten heads, at most 300 kB, in a frame for a notebook."
     circuit = list(insp.circuit)[:15]
     others = [h for h in insp.heads if h not in circuit][:10]
@@ -269,8 +268,10 @@ class Controls:
         self._show_pairs()
         self.box = self._arrange(w)
 
-    def _repr_mimebundle_(self, **kwargs):
-        return self.box._repr_mimebundle_(**kwargs)
+# %% ../../nbs/show/03_viewer.ipynb #0756e2af
+@patch
+def _repr_mimebundle_(self: Controls, **kwargs):
+    return self.box._repr_mimebundle_(**kwargs)
 
 # %% ../../nbs/show/03_viewer.ipynb #d5482568
 @patch

@@ -12,12 +12,15 @@ import inspect
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
+
+# %% ../../nbs/trust/03_audit.ipynb #88516002
 from ..causal.patching import ABLATIONS
 from ..causal.verify import check_gap, head_sets, measure_sets
 from ..circuit import Circuit, check_choice
@@ -64,16 +67,23 @@ def name_heads(
     more = f' and {len(heads) - n} more' if len(heads) > n else ''
     return ', '.join(map(str, heads[:n])) + more
 
+# %% ../../nbs/trust/03_audit.ipynb #e1f5916a
+def _check_counts(settings):
+    "Raise `InputError` unless there are enough pairs, random sets and draws."
+    for name, least in dict(n_causal=2, n_random=20, n_draws=2).items():
+        if getattr(settings, name) < least:
+            raise InputError(f'{name} must be at least {least}, got {getattr(settings, name)}.', code='too-small')
+
 # %% ../../nbs/trust/03_audit.ipynb #9a7dda6e
 @dataclass
 class AuditSettings:
     "Hold the settings of an audit."
 
-    fdr: float = None  # Rate at which a head counts as associated; default: the circuit's own, else .05
+    fdr: float | None = None  # Rate at which a head counts as associated; default: the circuit's own, else .05
     n_causal: int = 10  # Pairs to patch
     n_random: int = 20  # Random sets of heads
     n_draws: int = 100  # Draws of prompts
-    seeds: list = range(3)  # Seeds of the autoencoders trained for the draws
+    seeds: Sequence = range(3)  # Seeds of the autoencoders trained for the draws
     ablation: str = 'resample'  # Output of a patched head: 'resample', its output on the negative; 'mean' or 'zero'
     metric: str = 'logit_diff'  # What effects are fractions of; a key of `METRICS`
     seed: int = 0  # Seed of the labels and of the random sets
@@ -83,9 +93,7 @@ class AuditSettings:
         check_choice(fdr=self.fdr)
         one_of(self.ablation, ABLATIONS, 'ablation')
         one_of(self.metric, METRICS, 'metric')
-        for name, least in dict(n_causal=2, n_random=20, n_draws=2).items():
-            if getattr(self, name) < least:
-                raise InputError(f'{name} must be at least {least}, got {getattr(self, name)}.', code='too-small')
+        _check_counts(self)
 
 # %% ../../nbs/trust/03_audit.ipynb #4f132901
 def _circuit_of(found, circuit):
@@ -113,6 +121,12 @@ def _check_model(found, model):
             'which is another one or has other weights or another precision.',
             code='other-model',
         )
+
+# %% ../../nbs/trust/03_audit.ipynb #eb9d09f4
+def _shown_heads(found, circuit):
+    "Return the heads of the circuit and the next five by score."
+    others = [h for h, _ in found.nodes.ranked() if h not in circuit]
+    return [*circuit, *others[:5]]
 
 # %% ../../nbs/trust/03_audit.ipynb #b2f7e9b8
 class Audit:
@@ -142,7 +156,7 @@ class Audit:
         self.shape = found.acts.n_layers, found.acts.n_heads
         self.n = math.prod(self.shape)  # heads of the model
         self.mask = np.isin(np.arange(self.n), [self.index(h) for h in self.circuit])
-        self.shown = [*self.circuit, *[h for h, _ in found.nodes.ranked() if h not in self.circuit][:5]]
+        self.shown = _shown_heads(found, self.circuit)
         self.reasons, self.record, self.columns, self.seconds = [], {}, {}, {}
 
     def index(self, head) -> int:  # Raises `InputError` if the model has no such head
@@ -369,16 +383,17 @@ def _measure(a):
     ends = np.cumsum([len(v) for v in sets.values()])[:-1]
     return dict(zip(sets, np.split(x[0], ends))), negative
 
+# %% ../../nbs/trust/03_audit.ipynb #5402b116
+def _kept(m, name):
+    "Return the fraction of the behaviour that the sets of this name keep, with standard errors."
+    return share(m[name] - m['none'], m['all'] - m['none'])
+
 # %% ../../nbs/trust/03_audit.ipynb #b02e3f2c
 def _set_effects(m, n_heads):
     "Return what the circuit and the random sets keep, and what is left without them."
-
-    def kept(x):
-        return share(x - m['none'], m['all'] - m['none'])
-
-    keeps, keeps_se = (v[0] for v in kept(m['circuit']))
-    left, left_se = (v[0] for v in kept(m['rest']))
-    random, without = kept(m['random'])[0], kept(m['without'])[0]
+    keeps, keeps_se = (v[0] for v in _kept(m, 'circuit'))
+    left, left_se = (v[0] for v in _kept(m, 'rest'))
+    random, without = _kept(m, 'random')[0], _kept(m, 'without')[0]
     certain = has_effect(keeps, keeps_se, n_heads)
     return dict(
         metric_all=m['all'].mean(),
@@ -432,25 +447,29 @@ def _judge_heads(a, effect, se):
     else:
         yield Reason('causal', f'{n} of {k} heads have an effect of their own.', False, detail)
 
+# %% ../../nbs/trust/03_audit.ipynb #e1109b3b
+def _no_better(c, both):
+    "Return the `Reason` of a circuit that is no better than random sets; `both` says what it keeps and leaves."
+    keep = (c['random'] >= c['faithfulness']).sum()
+    needed = (c['without_random'] <= c['left']).sum()
+    advice = (
+        f'{both[0].upper()}{both[1:]} Of {len(c["random"])} random sets, {keep} keep as much, and {needed} leave as '
+        'little when removed. Choose more heads (a lower threshold, a larger top_k) or heads by another score.'
+    )
+    return Reason('random', 'the circuit does no better than random heads of the same layers.', advice=advice)
+
 # %% ../../nbs/trust/03_audit.ipynb #e9b66ecb
 def _judge_sets(c):
     "Yield a `Reason` if the circuit is no better than random sets, only a part of a circuit, or not needed."
-    n = len(c['random'])
     left = percent(c['left'])
     both = f'alone the heads keep {percent(c["faithfulness"])} of the behaviour, and {left} is left without them.'
-    if not n:
+    if not len(c['random']):
         message = (
             'the circuit cannot be compared with random sets: it is the only set with as many heads in each layer.'
         )
         yield Reason('random', message, False)
     elif not c['faithful'] and not c['needed']:
-        keep = (c['random'] >= c['faithfulness']).sum()
-        needed = (c['without_random'] <= c['left']).sum()
-        advice = (
-            f'{both[0].upper()}{both[1:]} Of {n} random sets, {keep} keep as much, and {needed} leave as little when '
-            'removed. Choose more heads (a lower threshold, a larger top_k) or heads by another score.'
-        )
-        yield Reason('random', 'the circuit does no better than random heads of the same layers.', advice=advice)
+        yield _no_better(c, both)
     elif c['faithfulness'] < 0.5:
         advice = 'Heads that they work through are missing. Choose more heads: a lower threshold or a larger top_k.'
         yield Reason('part', both, False, advice)
@@ -511,14 +530,16 @@ def heads(
 ):  # Yields one dict a head
     "Yield what was measured of each head: the circuit first, then the next heads by score."
     true = None if truth is None else truth_mask(truth, self.n, self.shape)[0]
+    scores = self.found.nodes
+    assert scores is not None  # `find_circuit` keeps the scores of all heads
     for head in self.shown if self.columns else self.circuit:
         i = self.index(head)
-        row = dict(head=head, in_circuit=bool(self.mask[i]), score=self.found.nodes[head])
+        row = dict(head=head, in_circuit=bool(self.mask[i]), score=scores[head])
         if true is not None:
             row['true'] = bool(true[i])
         yield row | {name: values[i] for name, values in self.columns.items()}
 
-
+# %% ../../nbs/trust/03_audit.ipynb #6c922c64
 @patch
 def used_settings(self: Audit) -> dict:
     "Return the settings as plain values, with the false discovery rate in use."

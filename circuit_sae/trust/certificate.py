@@ -49,13 +49,13 @@ class Certificate:
             raise AttributeError(f"a certificate has no '{name}'; its record holds {', '.join(self.record)}.")
         return self.record[name]
 
-    def __bool__(self):
-        return self.ok
-
     def __eq__(self, other):
         return isinstance(other, Certificate) and self.record == other.record
 
-    __hash__ = None
+# %% ../../nbs/trust/04_certificate.ipynb #c78713c4
+@patch
+def __bool__(self: Certificate):
+    return self.ok
 
 # %% ../../nbs/trust/04_certificate.ipynb #1d9a422f
 @patch(as_prop=True)
@@ -116,6 +116,21 @@ def _record(audit, truth):
     )
     return dict(format='circuit_sae.Certificate 1', reasons=reasons) | found.record() | run | audit.record
 
+# %% ../../nbs/trust/04_certificate.ipynb #d4123962
+def _audit_settings(kwargs):
+    "Return the settings of an audit; raise `InputError` for an unknown one."
+    for name in kwargs:
+        one_of(name, list(AuditSettings.__dataclass_fields__), 'setting')
+    return AuditSettings(**kwargs)
+
+
+def _certificate(audit, truth, out):
+    "Return the certificate of a finished audit, and save it in the folder `out` if there is one."
+    certificate = Certificate(_plain(_record(audit, truth)))
+    if out:
+        certificate.save(out)
+    return certificate
+
 # %% ../../nbs/trust/04_certificate.ipynb #17c6f88e
 @delegates(AuditSettings)
 def certify(
@@ -133,16 +148,10 @@ def certify(
     2. If codes chose the heads, compare them with random labels and check the autoencoder.
     3. Draw the pairs again and count how often each head is chosen.
     4. Patch each head, the circuit, its complement and random sets of heads.
-    5. The circuit is certified if no stage gives a fatal reason.
-    """
-    for name in kwargs:
-        one_of(name, list(AuditSettings.__dataclass_fields__), 'setting')
-    audit = Audit(found, model, circuit, AuditSettings(**kwargs))
+    5. The circuit is certified if no stage gives a fatal reason."""
+    audit = Audit(found, model, circuit, _audit_settings(kwargs))
     audit.run_all(stop)
-    certificate = Certificate(_plain(_record(audit, truth)))
-    if out:
-        certificate.save(out)
-    return certificate
+    return _certificate(audit, truth, out)
 
 # %% ../../nbs/trust/04_certificate.ipynb #dfaec85b
 def _count(heads, test):
@@ -409,6 +418,19 @@ def _measured(c):
     "Return the heads whose inclusion and effect are known."
     return [h for h in c.heads if 'kind' in h and 'effect' in h]
 
+# %% ../../nbs/trust/04_certificate.ipynb #e394f72e
+def _draw_evidence(axes, heads, n_heads):
+    "Draw the inclusion of the heads on the first axis, and their effects on the second."
+    columns = ('inclusion', 'low', 'high', 'effect', 'effect_se')
+    x, low, high, effect, se = (np.array([h[k] for h in heads], dtype=float) for k in columns)
+    axes[0].set_title('associated: chosen in other draws')
+    axes[1].set_title('causal: effect of patching')
+    _draw_heads(axes[0], heads, x, (x - low, high - x), [h['kind'] == 'stable' for h in heads])
+    _draw_heads(axes[1], heads, effect, (1.96 * se, 1.96 * se), has_effect(effect, se, n_heads))
+    axes[0].set(xlim=(-0.03, 1.03), xlabel='fraction of draws that choose the head')
+    axes[1].axvline(0, color='.7', lw=0.8, zorder=0)
+    axes[1].set(xlabel='fraction of the behaviour')
+
 # %% ../../nbs/trust/04_certificate.ipynb #05d49e7d
 @patch
 def plot(
@@ -427,15 +449,7 @@ def plot(
         )
     if axes is None:
         axes = plt.subplots(1, 2, figsize=(7, 0.2 * len(heads) + 1), sharey=True, layout='constrained')[1]
-    columns = ('inclusion', 'low', 'high', 'effect', 'effect_se')
-    x, low, high, effect, se = (np.array([h[k] for h in heads], dtype=float) for k in columns)
-    axes[0].set_title('associated: chosen in other draws')
-    axes[1].set_title('causal: effect of patching')
-    _draw_heads(axes[0], heads, x, (x - low, high - x), [h['kind'] == 'stable' for h in heads])
-    _draw_heads(axes[1], heads, effect, (1.96 * se, 1.96 * se), has_effect(effect, se, self.n_heads))
-    axes[0].set(xlim=(-0.03, 1.03), xlabel='fraction of draws that choose the head')
-    axes[1].axvline(0, color='.7', lw=0.8, zorder=0)
-    axes[1].set(xlabel='fraction of the behaviour')
+    _draw_evidence(axes, heads, self.n_heads)
     return axes
 
 # %% ../../nbs/trust/04_certificate.ipynb #168c4edd

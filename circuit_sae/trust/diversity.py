@@ -6,6 +6,8 @@
 __all__ = ['code_cells', 'sum_heads', 'rarefied', 'Diversity', 'diversity', 'check_paired_codes', 'held_out_scores']
 
 # %% ../../nbs/trust/00_diversity.ipynb #21895867
+from dataclasses import dataclass
+
 import numpy as np
 from fastcore.basics import patch
 from ..core import InputError, all_heads, head_index, progress
@@ -56,29 +58,24 @@ def rarefied(
     return sum_heads(1 - missed, head, len(m))
 
 # %% ../../nbs/trust/00_diversity.ipynb #473d212b
+@dataclass(repr=False, eq=False)
 class Diversity:
     "Hold the number of distinct codes of each head on positives and on negatives, at equal sample size."
 
+    positive: np.ndarray  # float [head]: codes on positives
+    negative: np.ndarray  # float [head]: codes on negatives
+    p: float  # p-value of the ratio
+    p_heads: np.ndarray  # float [head]: p-value of each head's difference
+    n_perm: int  # Labellings behind the p-values
+    paired: bool  # Were labels swapped within pairs?
+    n_heads: int  # Heads in a layer
+
     least_ratio = 1.05  # smaller ratios count as equal
 
-    def __init__(
-        self,
-        positive,  # float [head]: codes on positives
-        negative,  # float [head]: codes on negatives
-        p: float,  # p-value of the ratio
-        p_heads,  # float [head]: p-value of each head's difference
-        n_perm: int,  # Labellings behind the p-values
-        paired: bool,  # Were labels swapped within pairs?
-        n_heads: int,  # Heads in a layer
-    ):
-        self.positive = positive
-        self.negative = negative
-        self.p = p
-        self.p_heads = p_heads
-        self.n_perm = n_perm
-        self.paired = paired
-        self.n_heads = n_heads
-        self.n_layers = len(positive) // n_heads
+    @property
+    def n_layers(self) -> int:
+        "Return the number of layers."
+        return len(self.positive) // self.n_heads
 
 # %% ../../nbs/trust/00_diversity.ipynb #f6a74835
 def _code_ratio(positive, negative):
@@ -157,6 +154,20 @@ def _labellings(is_positive, n_perm, seed):
     bits = relabel(is_positive, n_perm, seed=seed).view(np.uint8)
     return np.unpackbits(bits, axis=1)[:, :n_perm].astype(bool)
 
+# %% ../../nbs/trust/00_diversity.ipynb #24842d55
+def _test_labellings(c, labels, positive, negative, step):
+    "Return the p-values of the code ratio and of each head's difference, over labellings, bool [example, labelling]."
+    n_perm = labels.shape[1]
+    reached = 0  # by head: labellings with at least the real difference
+    ratios = []
+    for start in progress(range(0, n_perm, step), 'diversity', unit='batch'):
+        p, n = _class_counts(c, labels[:, start : start + step])
+        reached = reached + (p - n >= (positive - negative)[:, None] - 1e-9).sum(1)
+        ratios.append(p.sum(0) / np.maximum(n.sum(0), 1e-12))
+    least = _code_ratio(positive, negative) - 1e-9
+    p_ratio = (1 + int((np.concatenate(ratios) >= least).sum())) / (1 + n_perm)
+    return p_ratio, (1 + reached) / (1 + n_perm)
+
 # %% ../../nbs/trust/00_diversity.ipynb #7625a852
 def diversity(
     codes,  # `Codes`, or int [example, head]; -1: no latent active
@@ -170,22 +181,25 @@ def diversity(
     1. Count the distinct codes of each head in both classes, rarefied to the smaller class (Hurlbert 1971).
     2. Do the same under `n_perm` random labellings, which swap the labels within pairs.
     3. The p-value of a head's difference, and of the ratio over all heads, is the fraction of labellings
-       with at least this value, the real labelling included.
-    """
+       with at least this value, the real labelling included."""
     c, y = check_codes(codes, is_positive)
-    positive, negative = _class_counts(c, y[:, None])
-    labels = _labellings(y, n_perm, seed)
-    reached = 0  # by head: labellings with at least the real difference
-    ratios = []
-    for start in progress(range(0, n_perm, step), 'diversity', unit='batch'):
-        p, n = _class_counts(c, labels[:, start : start + step])
-        reached = reached + (p - n >= positive - negative - 1e-9).sum(1)
-        ratios.append(p.sum(0) / np.maximum(n.sum(0), 1e-12))
-    positive, negative = positive[:, 0], negative[:, 0]
-    least = _code_ratio(positive, negative) - 1e-9
-    p_ratio = (1 + int((np.concatenate(ratios) >= least).sum())) / (1 + n_perm)
-    p_heads = (1 + reached) / (1 + n_perm)
-    return Diversity(positive, negative, p_ratio, p_heads, n_perm, has_pairs(y), getattr(codes, 'n_heads', 1))
+    positive, negative = (counts[:, 0] for counts in _class_counts(c, y[:, None]))
+    p, p_heads = _test_labellings(c, _labellings(y, n_perm, seed), positive, negative, step)
+    return Diversity(positive, negative, p, p_heads, n_perm, has_pairs(y), getattr(codes, 'n_heads', 1))
+
+# %% ../../nbs/trust/00_diversity.ipynb #dbe6f97f
+def _scatter_codes(ax, d, mark):
+    "Draw each head's codes in both classes; heads with a difference are filled, marked heads are framed."
+    sure = d.q <= 0.05
+    marked = [head_index(h, d.n_layers, d.n_heads) for h in mark]
+    groups = [
+        (~sure, dict(s=16, fc='w', ec='.5', lw=0.8, label='other heads')),
+        (sure, dict(s=16, color='k', label='more varied (q ≤ .05)')),
+        (np.isin(np.arange(len(sure)), marked), dict(s=70, fc='none', ec='#d55e00', lw=1.5, label='marked')),
+    ]
+    for which, style in groups:
+        if which.any():
+            ax.scatter(d.negative[which], d.positive[which], **style)
 
 # %% ../../nbs/trust/00_diversity.ipynb #b707336c
 @patch
@@ -201,16 +215,7 @@ def plot(
         ax = plt.subplots(figsize=(3.8, 3.4), layout='constrained')[1]
     top = max(self.positive.max(), self.negative.max(), 1) * 1.05
     ax.plot([0, top], [0, top], color='.6', lw=1, ls=':')
-    sure = self.q <= 0.05
-    marked = [head_index(h, self.n_layers, self.n_heads) for h in mark]
-    groups = [
-        (~sure, dict(s=16, fc='w', ec='.5', lw=0.8, label='other heads')),
-        (sure, dict(s=16, color='k', label='more varied (q ≤ .05)')),
-        (np.isin(np.arange(len(sure)), marked), dict(s=70, fc='none', ec='#d55e00', lw=1.5, label='marked')),
-    ]
-    for which, style in groups:
-        if which.any():
-            ax.scatter(self.negative[which], self.positive[which], **style)
+    _scatter_codes(ax, self, mark)
     ax.set(xlabel='codes on negatives', ylabel='codes on as many positives')
     ax.set_title(f'ratio {self.ratio:.2f}, p = {self.p:.3f}')
     ax.legend(fontsize=8, frameon=False)

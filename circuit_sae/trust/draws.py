@@ -155,7 +155,7 @@ def added(
 
 
 @patch(as_prop=True)
-def growing(self: Rarefaction) -> bool:
+def growing(self: Rarefaction) -> bool | None:
     "Return whether the second half added heads beyond chance; None if every draw has `k` heads."
     if not self.fdr:
         return None
@@ -214,6 +214,18 @@ def _draws_of(size, n, n_draws, rng):
     first = np.arange(n)[:, None] < size
     return rng.permuted(np.tile(first, n_draws if size < n else 1), axis=0)
 
+# %% ../../nbs/trust/01_draws.ipynb #af1bb7cd
+def _rarefied(c, y, sizes, n_draws, k, fdr, n_perm, seed):
+    "Return heads found, heads also found with all pairs, and mean unique codes of a head, each [size, draw]."
+    rng = np.random.default_rng(seed)
+    draws = [_draws_of(size, len(y) // 2, n_draws, rng) for size in sizes]
+    scores = [drawn_scores(c, y, d) for d in draws]
+    weights = []
+    for d, s in zip(progress(draws, 'rarefaction', unit='size'), scores):
+        weights.append(fdr_weights(c, y, d, fdr, n_perm) if fdr else top_weights(s, k))
+    columns = [[w.sum(1) for w in weights], [w @ weights[-1][0] for w in weights], [s.mean(1) for s in scores]]
+    return tuple(np.stack([np.broadcast_to(x, n_draws) for x in column]) for column in columns)
+
 # %% ../../nbs/trust/01_draws.ipynb #108c5450
 def rarefaction(
     codes,  # `Codes`, or int [example, head]; -1: no latent active
@@ -233,15 +245,15 @@ def rarefaction(
         fdr = 0.05
     sizes = _sizes(n, sizes)
     _check_sizes(n, n_draws, sizes)
-    rng = np.random.default_rng(seed)
-    draws = [_draws_of(size, n, n_draws, rng) for size in sizes]
-    scores = [drawn_scores(c, y, d) for d in draws]
-    weights = []
-    for d, s in zip(progress(draws, 'rarefaction', unit='size'), scores):
-        weights.append(fdr_weights(c, y, d, fdr, n_perm) if fdr else top_weights(s, k))
-    columns = [[w.sum(1) for w in weights], [w @ weights[-1][0] for w in weights], [s.mean(1) for s in scores]]
-    found, shared, unique = (np.stack([np.broadcast_to(x, n_draws) for x in column]) for column in columns)
+    found, shared, unique = _rarefied(c, y, sizes, n_draws, k, fdr, n_perm, seed)
     return Rarefaction(sizes, found, shared, unique, k, fdr)
+
+# %% ../../nbs/trust/01_draws.ipynb #6c66efb3
+def _draw_curve(ax, sizes, x, style):
+    "Draw the mean over draws, with a band for nine in ten draws; `x`: float [size, draw]."
+    ax.plot(sizes, x.mean(1), marker='o', ms=3, **style)
+    ax.fill_between(sizes, *np.quantile(x, [0.05, 0.95], axis=1), color=style['color'], alpha=0.13, lw=0)
+    ax.set(xlabel='pairs', xlim=(0, None), ylim=(0, None))
 
 # %% ../../nbs/trust/01_draws.ipynb #3c2dd06b
 @patch
@@ -259,9 +271,7 @@ def plot(
         curves.insert(0, (axes[0], self.found, dict(color='.6', lw=3, label='heads found')))
     curves.append((axes[1], self.unique, dict(color='k', lw=1.6)))
     for ax, x, style in curves:
-        ax.plot(self.sizes, x.mean(1), marker='o', ms=3, **style)
-        ax.fill_between(self.sizes, *np.quantile(x, [0.05, 0.95], axis=1), color=style['color'], alpha=0.13, lw=0)
-        ax.set(xlabel='pairs', xlim=(0, None), ylim=(0, None))
+        _draw_curve(ax, self.sizes, x, style)
     axes[0].set_ylabel('heads')
     axes[1].set_ylabel('unique codes a head')
     axes[0].legend(fontsize=8, frameon=False, loc='best')

@@ -15,6 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from ..circuit import check_choice
+from ..codes.sae import encode_acts
 from ..codes.train import train_sae
 from ..core import InputError, all_heads, load_json, one_of, parse_head, progress, save_json
 from ..find import preset_settings
@@ -39,8 +40,8 @@ class Estimate(NamedTuple):
     "Hold a mean with its interval; the ends are None if they are unknown."
 
     value: float
-    low: float = None
-    high: float = None
+    low: float | None = None
+    high: float | None = None
 
     def __repr__(self):
         ends = '' if self.low is None else f' [{self.low:.2f}, {self.high:.2f}]'
@@ -51,7 +52,7 @@ class Agreement(NamedTuple):
     "Hold how similar two draws are: with the same SAE, and with two SAEs."
 
     within: Estimate
-    between: Estimate = None
+    between: Estimate | None = None
 
     def __repr__(self):
         between = f', {self.between} with two SAEs' if self.between else ''
@@ -96,28 +97,33 @@ def agreement(
     between = _jackknife(different, n_seeds, level, least) if n_seeds > 1 else None
     return Agreement(_jackknife(same, n_seeds, level, least), between)
 
+# %% ../../nbs/trust/02_stability.ipynb #1d968ce1
+def _check_draw_settings(s):
+    "Raise `InputError` unless draws can be compared with these settings."
+    if s.n_draws < 2:
+        raise InputError(f'expected at least 2 draws to compare, got n_draws={s.n_draws}.', code='draw-count')
+    if not 0 < s.level < 1:
+        raise InputError(f'expected level between 0 and 1, got {s.level}.', code='not-a-rate')
+    if not 0.5 <= s.cut < 1:
+        raise InputError(f'expected cut from .5 to below 1, got {s.cut}.', code='not-a-rate')
+
 # %% ../../nbs/trust/02_stability.ipynb #ccd85ff7
 @dataclass
 class DrawSettings:
     "Hold how pairs are drawn, how a circuit is chosen in each draw, and when a head is stable."
 
-    k: int = None  # Heads to choose in each draw
-    fdr: float = None  # Or a false discovery rate; codes only; .05 if there is no circuit either
+    k: int | None = None  # Heads to choose in each draw
+    fdr: float | None = None  # Or a false discovery rate; codes only; .05 if there is no circuit either
     n_draws: int = 100  # Draws in all, rounded up so that each SAE has as many, and at least 2
     resample: str = 'bootstrap'  # 'bootstrap' or 'half'; see `draw_pairs`
-    by: list = None  # A label for each pair, such as `wordings` returns; see `draw_pairs`
+    by: list | None = None  # A label for each pair, such as `wordings` returns; see `draw_pairs`
     level: float = 0.95  # Coverage of the intervals
     cut: float = 0.5  # Stable: inclusion above `cut`; out: inclusion below 1 - `cut`
     seed: int = 0  # Seed of the draws
     n_perm: int = 2000  # Labellings behind `fdr`
 
     def __post_init__(self):
-        if self.n_draws < 2:
-            raise InputError(f'expected at least 2 draws to compare, got n_draws={self.n_draws}.', code='draw-count')
-        if not 0 < self.level < 1:
-            raise InputError(f'expected level between 0 and 1, got {self.level}.', code='not-a-rate')
-        if not 0.5 <= self.cut < 1:
-            raise InputError(f'expected cut from .5 to below 1, got {self.cut}.', code='not-a-rate')
+        _check_draw_settings(self)
 
 # %% ../../nbs/trust/02_stability.ipynb #b5f16664
 @patch
@@ -130,9 +136,7 @@ def choose_rule(
     check_choice(top_k=self.k, fdr=self.fdr, n=n_heads)
     if self.k is not None or self.fdr is not None:
         return self.k, self.fdr
-    if circuit is None:
-        return None, 0.05
-    fdr = getattr(circuit, 'settings', {}).get('fdr')
+    fdr = 0.05 if circuit is None else getattr(circuit, 'settings', {}).get('fdr')
     if fdr:
         return None, fdr
     if not len(list(circuit)):
@@ -173,14 +177,22 @@ class Stability:
         self.inclusion = self.by_seed.mean(0)
         self.n_heads = settings['n_heads']
         self.heads = all_heads(len(self.inclusion) // self.n_heads, self.n_heads)
-        draws_a_seed = settings['n_draws'] // len(settings['seeds'])
-        self.n_effective = settings['n_draws'] / (1 + (draws_a_seed - 1) * settings['correlation'])
         self.low, self.high = wilson(self.inclusion, self.n_effective, settings['level'])
-        self.kind = self._kinds(settings['cut'])
 
-    def _kinds(self, cut):
-        "Return 'stable', 'uncertain' or 'out' for each head."
-        return np.where(self.low > cut, 'stable', np.where(self.high < 1 - cut, 'out', 'uncertain'))
+# %% ../../nbs/trust/02_stability.ipynb #85989d2b
+@patch(as_prop=True)
+def n_effective(self: Stability) -> float:
+    "Return the number of independent draws that are as informative as the draws in use."
+    s = self.settings
+    draws_a_seed = s['n_draws'] // len(s['seeds'])
+    return s['n_draws'] / (1 + (draws_a_seed - 1) * s['correlation'])
+
+
+@patch(as_prop=True)
+def kind(self: Stability) -> np.ndarray:
+    "Return 'stable', 'uncertain' or 'out' for each head, by its interval."
+    cut = self.settings['cut']
+    return np.where(self.low > cut, 'stable', np.where(self.high < 1 - cut, 'out', 'uncertain'))
 
 # %% ../../nbs/trust/02_stability.ipynb #d0bd3427
 def _agreement(x):
@@ -317,7 +329,7 @@ def load(
     "Read a saved stability."
     d = load_json(path)
     try:
-        return cls(d['by_seed'], d['jaccard'], d['rank_correlation'], d['settings'], d['circuit'])
+        return Stability(d['by_seed'], d['jaccard'], d['rank_correlation'], d['settings'], d['circuit'])
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(
             f"expected a stability that Stability.save wrote, '{path}' holds something else ({e!r}).", code='wrong-file'
@@ -341,6 +353,14 @@ def _draw_inclusion(ax, stability, order):
     for x in {stability.settings['cut'], 1 - stability.settings['cut']}:
         ax.axvline(x, color='.6', lw=0.8, ls=':', zorder=0)
 
+# %% ../../nbs/trust/02_stability.ipynb #2d57d83d
+def _name_rows(ax, heads, mark):
+    "Write the names of the heads beside their rows; marked heads get a star and a colour."
+    marked = {parse_head(h) for h in mark}
+    ax.set_yticks(range(len(heads)), [f'{"* " if h in marked else ""}{h}' for h in heads], fontsize=8)
+    for text, head in zip(ax.get_yticklabels(), heads):
+        text.set_color('#d55e00' if head in marked else 'k')
+
 # %% ../../nbs/trust/02_stability.ipynb #1e317bcb
 @patch
 def plot(
@@ -354,14 +374,10 @@ def plot(
 
     order = self.order[:n]
     n = len(order)
-    mark = {parse_head(h) for h in mark}
     if ax is None:
         ax = plt.subplots(figsize=(4.4, 0.19 * n + 1), layout='constrained')[1]
     _draw_inclusion(ax, self, order)
-    heads = [self.heads[i] for i in order]
-    ax.set_yticks(range(n), [f'{"* " if h in mark else ""}{h}' for h in heads], fontsize=8)
-    for text, head in zip(ax.get_yticklabels(), heads):
-        text.set_color('#d55e00' if head in mark else 'k')
+    _name_rows(ax, [self.heads[i] for i in order], mark)
     ax.set(xlim=(-0.03, 1.03), ylim=(n - 0.4, -0.6), xlabel='fraction of draws that choose the head')
     ax.legend(fontsize=8, frameon=False, ncols=3, loc='lower center', bbox_to_anchor=(0.5, 1))
     return ax
@@ -400,6 +416,16 @@ def _compare(scores, weights, settings, circuit):
         [] if circuit is None else circuit,
     )
 
+# %% ../../nbs/trust/02_stability.ipynb #92e2e67a
+def _draw_circuits(codes, is_positive, pairs, k, fdr, n_perm):
+    "Return the scores and the chosen heads of every draw, both [seed, draw, head]."
+    scores, weights = [], []
+    for c, drawn in zip(codes, np.split(pairs, len(codes), axis=1)):
+        scores.append(drawn_scores(c, is_positive, drawn))
+        by_rate = fdr is not None
+        weights.append(fdr_weights(c, is_positive, drawn, fdr, n_perm) if by_rate else top_weights(scores[-1], k))
+    return np.stack(scores), np.stack(weights)
+
 # %% ../../nbs/trust/02_stability.ipynb #41c7610e
 @delegates(DrawSettings)
 def stability_of_codes(
@@ -417,14 +443,10 @@ def stability_of_codes(
     n = check_paired_codes(is_positive)
     m = max(2, -(-draw.n_draws // len(codes)))  # draws of each SAE
     pairs = draw_pairs(n, len(codes) * m, draw.resample, draw.by, draw.seed)
-    scores, weights = [], []
-    for c, drawn in zip(codes, np.split(pairs, len(codes), axis=1)):
-        scores.append(drawn_scores(c, is_positive, drawn))
-        by_rate = fdr is not None
-        weights.append(fdr_weights(c, is_positive, drawn, fdr, draw.n_perm) if by_rate else top_weights(scores[-1], k))
+    scores, weights = _draw_circuits(codes, is_positive, pairs, k, fdr, draw.n_perm)
     record = draw.record(n) | dict(k=k, fdr=fdr, n_perm=draw.n_perm if fdr else None, n_heads=codes[0].n_heads)
     record['seeds'] = list(range(len(codes)) if seeds is None else seeds)
-    return _compare(np.stack(scores), np.stack(weights), record, circuit)
+    return _compare(scores, weights, record, circuit)
 
 # %% ../../nbs/trust/02_stability.ipynb #dabbc540
 def _split_settings(settings):
@@ -452,7 +474,7 @@ def stability(
     training = preset_settings(preset, acts.made_from.get('task', ''), **changes)
     codes = []
     for seed in progress(seeds, 'SAEs', unit='seed'):
-        codes.append(train_sae(acts, **training | dict(seed=seed)).codes(acts))
+        codes.append(encode_acts(train_sae(acts, **training | dict(seed=seed)), acts))
     return stability_of_codes(codes, acts.is_positive, circuit, seeds, **draw)
 
 # %% ../../nbs/trust/02_stability.ipynb #d9c8ff0d

@@ -8,6 +8,7 @@ __all__ = ['PLANTS', 'Wires', 'Family', 'Planted', 'plant']
 # %% ../../nbs/truth/02_planted.ipynb #051a838a
 import copy
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from ..core import Head, InputError, all_heads, one_of
 from ..data.readers import Example
 from ..data.tasks import Task
@@ -109,9 +111,9 @@ class Family(NamedTuple):
     "Describe one kind of circuit."
 
     about: str  # One line
-    wires: object  # Function of the frame that returns {role: `Wires`}, in order of layers
+    wires: Callable  # Function of the frame that returns {role: `Wires`}, in order of layers
     edges: tuple  # (sender's role, receiver's role, inputs through which the receiver reads)
-    pairs: object  # Function of `random.Random`: an endless generator of examples
+    pairs: Callable  # Function of `random.Random`: an endless generator of examples
 
 # %% ../../nbs/truth/02_planted.ipynb #a8dfe0bd
 def _induction(R):
@@ -228,6 +230,18 @@ def _shadow(R, rng, originals, void):
     wires = originals[role]
     return f'shadow: {role}', wires._replace(o=np.linalg.norm(wires.o[0]) * void[: len(wires.o)])
 
+# %% ../../nbs/truth/02_planted.ipynb #10f0ccfb
+def _drawn_wires(kind, R, rng, tokens, words_to_void, tokens_to_void):
+    "Return name and `Wires` of a head with a drawn distance ('back'), class of words ('class') or pattern ('random')."
+    if kind == 'back':
+        n = int(rng.integers(1, 5))
+        return f'{n} back', Wires(*_back(R, n), *tokens_to_void)
+    if kind == 'class':
+        c = rng.integers(len(_CLASSES))
+        return f'{[*_CLASSES][c]}s', Wires(*_match(R, R.one, _class_sums(R)[[c]]), *words_to_void)
+    q, k = rng.standard_normal((2, 8, len(tokens) + _N_POS)) @ np.r_[tokens, R.pos]
+    return kind, Wires(q, k, *tokens_to_void)
+
 # %% ../../nbs/truth/02_planted.ipynb #66237a04
 def _distractor(kind, R, rng, originals):
     "Return name and `Wires` of a head outside the circuit; `originals`: {role: `Wires`} that it may shadow."
@@ -238,15 +252,8 @@ def _distractor(kind, R, rng, originals):
     tokens_to_void = tokens, size * void[: len(tokens)]
     if kind == 'shadow':
         return _shadow(R, rng, originals, void)
-    if kind == 'back':
-        n = int(rng.integers(1, 5))
-        return f'{n} back', Wires(*_back(R, n), *tokens_to_void)
-    if kind == 'class':
-        c = rng.integers(len(_CLASSES))
-        return f'{[*_CLASSES][c]}s', Wires(*_match(R, R.one, _class_sums(R)[[c]]), *words_to_void)
-    if kind == 'random':
-        q, k = rng.standard_normal((2, 8, len(tokens) + _N_POS)) @ np.r_[tokens, R.pos]
-        return kind, Wires(q, k, *tokens_to_void)
+    if kind in ('back', 'class', 'random'):
+        return _drawn_wires(kind, R, rng, tokens, words_to_void, tokens_to_void)
     if kind == 'repeat':
         return kind, Wires(*_earlier(R), *words_to_void)
     if kind == 'self':
@@ -343,13 +350,15 @@ class Planted:
         "Return the name of the model."
         return self.model.circuit_sae_name
 
-    def __repr__(self):
-        truth, settings = self.truth, self.settings
-        n_heads = truth.n_layers * truth.n_heads
-        return (
-            f'{self.name}: {len(truth)} of {n_heads} heads in the circuit, edges: {len(self.edges)}, '
-            f'noise {settings["noise"]:g}, strength {settings["strength"]:g}, {self.task.n} pairs\n{_map(self)}'
-        )
+# %% ../../nbs/truth/02_planted.ipynb #9d149988
+@patch
+def __repr__(self: Planted):
+    truth, settings = self.truth, self.settings
+    n_heads = truth.n_layers * truth.n_heads
+    return (
+        f'{self.name}: {len(truth)} of {n_heads} heads in the circuit, edges: {len(self.edges)}, '
+        f'noise {settings["noise"]:g}, strength {settings["strength"]:g}, {self.task.n} pairs\n{_map(self)}'
+    )
 
 # %% ../../nbs/truth/02_planted.ipynb #7f3adfe9
 def _map(planted):

@@ -9,7 +9,7 @@ __all__ = ['Reference', 'effect_reference', 'read_effects', 'effects_file', 'ref
 # %% ../../nbs/truth/00_references.ipynb #67a3be1b
 import json
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -38,26 +38,11 @@ def _checked_roles(roles, heads):
         )
     return roles
 
-# %% ../../nbs/truth/00_references.ipynb #adc59981
-@dataclass(frozen=True, repr=False)
-class Reference:
-    "Hold the heads that a source names as the circuit of `task` in `model`."
+# %% ../../nbs/truth/00_references.ipynb #9bcf09fc
+class _HeadSet:
+    "Let an object with a list of `heads` be counted, iterated and searched like the list."
 
-    task: str  # The task of the circuit
-    heads: list  # In any spelling; kept as a sorted list of `Head`
-    n_layers: int  # Layers of the model
-    n_heads: int  # Heads in each layer
-    variant: str = 'own'  # Which of several lists for the same task
-    model: str = ''  # Name of the model
-    source: str = ''  # Where the list comes from
-    roles: dict = None  # Role to heads; `{}` where the source names none
-
-    def __post_init__(self):
-        heads = sorted({parse_head(h) for h in self.heads})
-        for h in heads:
-            head_index(h, self.n_layers, self.n_heads)  # raises `InputError` for a head that the model does not have
-        object.__setattr__(self, 'heads', heads)
-        object.__setattr__(self, 'roles', _checked_roles(self.roles, heads))
+    heads: list
 
     def __len__(self):
         return len(self.heads)
@@ -67,6 +52,27 @@ class Reference:
 
     def __contains__(self, head):
         return parse_head(head) in self.heads
+
+# %% ../../nbs/truth/00_references.ipynb #adc59981
+@dataclass(frozen=True, repr=False)
+class Reference(_HeadSet):
+    "Hold the heads that a source names as the circuit of `task` in `model`."
+
+    task: str  # The task of the circuit
+    heads: list  # In any spelling; kept as a sorted list of `Head`
+    n_layers: int  # Layers of the model
+    n_heads: int  # Heads in each layer
+    variant: str = 'own'  # Which of several lists for the same task
+    model: str = ''  # Name of the model
+    source: str = ''  # Where the list comes from
+    roles: dict = field(default_factory=dict)  # Role to heads; `{}` where the source names none
+
+    def __post_init__(self):
+        heads = sorted({parse_head(h) for h in self.heads})
+        for h in heads:
+            head_index(h, self.n_layers, self.n_heads)  # raises `InputError` for a head that the model does not have
+        object.__setattr__(self, 'heads', heads)
+        object.__setattr__(self, 'roles', _checked_roles(self.roles, heads))
 
 # %% ../../nbs/truth/00_references.ipynb #ee07af2d
 @patch
@@ -193,8 +199,8 @@ def reference(
         return effect_reference(effect_size(a['clean'], a['corrupted'], a['patched']), made_from, effect)
     task, entry = _published(task)
     variant = one_of(variant or entry['default'], entry['variants'], f'variant of {task}')
-    model = {k: entry[k] for k in ('n_layers', 'n_heads', 'model')}
-    return Reference(task, variant=variant, **model, **entry['variants'][variant])
+    names = {k: entry[k] for k in ('n_layers', 'n_heads', 'model')}
+    return Reference(task, variant=variant, **names, **entry['variants'][variant])
 
 # %% ../../nbs/truth/00_references.ipynb #dc049b6f
 def _list_row(r):
@@ -266,6 +272,16 @@ def _labels(a, n, shape):
         raise InputError('labels must be True and False, or 1 and 0.', code='not-labels')
     return a.ravel().astype(bool)
 
+# %% ../../nbs/truth/00_references.ipynb #e27c66d1
+def _truth_items(truth):
+    "Return labels or heads as an array or a list; raise `InputError` for anything else."
+    if isinstance(truth, str) or not hasattr(truth, '__iter__'):
+        raise InputError(
+            f"expected a reference, labels, or a list of heads such as ['L9H6', (9, 9)]; got {truth!r}.",
+            code='not-a-truth',
+        )
+    return truth if hasattr(truth, '__array__') else list(truth)
+
 # %% ../../nbs/truth/00_references.ipynb #01f5444c
 def truth_mask(
     truth,  # A `Reference`, heads in any spelling, or labels (booleans, or 1-D of 0 and 1)
@@ -275,12 +291,7 @@ def truth_mask(
     "Return one boolean for each score: is the head in the truth?"
     if isinstance(truth, Reference):
         return _from_reference(truth, n, shape)
-    if isinstance(truth, str) or not hasattr(truth, '__iter__'):
-        raise InputError(
-            f"expected a reference, labels, or a list of heads such as ['L9H6', (9, 9)]; got {truth!r}.",
-            code='not-a-truth',
-        )
-    items = truth if hasattr(truth, '__array__') else list(truth)
+    items = _truth_items(truth)
     a = _as_array(items)
     if a.dtype == bool or a.ndim == 1 and a.dtype.kind in 'iuf':
         return _labels(a, n, shape), shape
@@ -365,6 +376,19 @@ def _published_edges(task):
     e = entry['edges']
     return ReferenceEdges(edges, task, e['variant'], e['source'], entry['n_layers'], entry['n_heads'])
 
+# %% ../../nbs/truth/00_references.ipynb #86367cb4
+def _large_edges(edges, effects, least):
+    "Return [(sender, receiver, inputs)] with an effect of at least `least`; raise `InputError` if there is none."
+    sizes = np.abs(np.asarray(effects))
+    if not sizes.max() >= least:
+        raise InputError(
+            f'no edge has an effect of {least:.1%} or more; the largest is {sizes.max():.2%}. '
+            'Choose a smaller threshold.',
+            code='no-effect',
+        )
+    inputs = [tuple(i for i, size in zip('QKV', row) if size >= least) for row in sizes]
+    return [(*edge, i) for edge, i in zip(edges, inputs) if i]
+
 # %% ../../nbs/truth/00_references.ipynb #8b188b7e
 def measured_edges(
     edges,  # [(sender, receiver)], all that were measured
@@ -373,15 +397,7 @@ def measured_edges(
     effect: float = 0.01,  # Smallest size of an effect
 ) -> ReferenceEdges:  # Raises `InputError` if no edge has such an effect
     "Return the edges with at least that effect through some input; only the measured pairs are possible."
-    sizes = np.abs(np.asarray(effects))
-    if not sizes.max() >= effect:
-        raise InputError(
-            f'no edge has an effect of {effect:.1%} or more; the largest is {sizes.max():.2%}. '
-            'Choose a smaller threshold.',
-            code='no-effect',
-        )
-    inputs = [tuple(i for i, size in zip('QKV', row) if size >= effect) for row in sizes]
-    large = [(*edge, i) for edge, i in zip(edges, inputs) if i]
+    large = _large_edges(edges, effects, effect)
     m = made_from
     variant = f'{m["model"]["name"]} path patching {effect:.0%}'
     source = f'path patching, {m["metric"]}, {m["n_pairs"]} pairs, seed {m["seed"]}'
@@ -413,7 +429,8 @@ def reference_edges(
     folder = _effects_dir(model)
     names = sorted(p.stem.removesuffix('-edges') for p in folder.glob('*-edges.json'))
     name = one_of(getattr(task, 'name', task), names, 'task with measured edges')
-    return measured_edges(*read_edges(folder / f'{name}-edges.json'), effect)
+    edges, effects, made_from = read_edges(folder / f'{name}-edges.json')
+    return measured_edges(edges, effects, made_from, effect)
 
 # %% ../../nbs/truth/00_references.ipynb #8751bb76
 def published_figures() -> dict:  # Name of a figure to its numbers, `source` and, where needed, `note` and `against`
