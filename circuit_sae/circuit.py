@@ -7,11 +7,11 @@ __all__ = ['log_softmax', 'Circuit', 'check_choice', 'predict_circuit', 'load_ci
 
 # %% ../nbs/03_circuit.ipynb #69345bc4
 import numpy as np
+from fastcore.basics import patch
 from .core import InputError, all_heads, head_index, load_json, one_of, parse_head, save_json
 from .results import HeadScores
 from .score.association import describe_labellings, node_association
 from .score.unique_codes import CodeCounts
-from fastcore.basics import patch
 
 # %% ../nbs/03_circuit.ipynb #060e507d
 def _log_of_sum(s):

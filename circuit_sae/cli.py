@@ -9,7 +9,6 @@ __all__ = ['main']
 import argparse
 import os
 import sys
-
 from .commands import COMMANDS
 from .core import InputError
 
@@ -36,10 +35,10 @@ def _command(sub, name, about):
     c.add_argument('--debug', action='store_true', help='show the traceback of an error')
     return c
 
-# %% ../nbs/06_cli.ipynb #e02f53bb
+# %% ../nbs/06_cli.ipynb #ce834960
 _MODEL = "a short name (see 'circuit_sae models'), a name on the Hugging Face hub, or a local folder"
 
-
+# %% ../nbs/06_cli.ipynb #e02f53bb
 def _add_task(c, n=250, task_seed=0, batch_size=50):
     "Add the options for task and model."
     add = c.add_argument

@@ -9,7 +9,6 @@ __all__ = ['COMMANDS', 'check_command', 'find_command', 'inspect_command', 'cert
 # %% ../nbs/05_commands.ipynb #3eb36530
 import contextlib
 from pathlib import Path
-
 from .core import InputError, check_writable, one_of, whole_file
 
 # %% ../nbs/05_commands.ipynb #2355454c
@@ -24,7 +23,6 @@ def _task(args):
 # %% ../nbs/05_commands.ipynb #3031b6a4
 def _model(args, task=None):
     "Return the model that the arguments name; print warnings about the prompts of the task."
-    import circuit_sae.models.behaviour  # noqa: F401  TEMPORARY: gives `Task` its `lint` and `check`
     from circuit_sae.models.load import load_model
 
     model = load_model(args.model, device=args.device, dtype=args.dtype)
@@ -149,7 +147,6 @@ def _truth(args):
 # %% ../nbs/05_commands.ipynb #51ed2eeb
 def inspect_command(args):
     "Write a page that shows the codes of each head, with their prompts and tokens."
-    import circuit_sae.show.viewer  # noqa: F401  TEMPORARY: gives the inspector its `to_html`
     from circuit_sae.find import FindSettings
     from circuit_sae.show.inspector import inspect_circuit
 
@@ -160,7 +157,7 @@ def inspect_command(args):
     inspector = inspect_circuit(found, model, _truth(args), args.batch_size)
     print(inspector)
     if inspector.truth is not None:
-        cut = inspector.at(inspector.threshold)
+        cut = inspector.at(inspector.circuit_threshold)
         print(f'Circuit of {len(cut.heads)} heads: precision {cut.precision or 0:.3f}, recall {cut.recall:.3f}')
     inspector.to_html(page, max_mb=args.max_mb)
     print(f'wrote {page} ({page.stat().st_size / 1e6:.2f} MB). Open it in a browser.')
@@ -222,11 +219,11 @@ def _patch_edges(model, task, heads, out, args):
     if out:
         edges.save(out)
 
-# %% ../nbs/05_commands.ipynb #a746d08d
+# %% ../nbs/05_commands.ipynb #6a06e9ab
 _N_PAIRS = 40  # of the effects of heads that come with the package
 _EDGES = dict(n=12, effect=0.02, tasks=('ioi', 'induction'))
 
-
+# %% ../nbs/05_commands.ipynb #a746d08d
 def _patch_all(args):
     "Measure the effects of heads for every built-in task, and of edges for two of them."
     from circuit_sae.causal.patching import patch_heads

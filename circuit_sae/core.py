@@ -8,7 +8,14 @@ __all__ = ['InputError', 'refuses', 'one_of', 'Head', 'parse_head', 'all_heads',
            'progress']
 
 # %% ../nbs/00_core.ipynb #09285743
-import contextlib, difflib, hashlib, json, os, platform, re, tempfile
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import platform
+import re
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple

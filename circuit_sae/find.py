@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 from .circuit import Circuit, check_choice, predict_circuit
 from .codes.activations import POOLS, PooledZ, cache_head_acts, load_acts
 from .codes.sae import load_sae
@@ -23,9 +24,8 @@ from .core import InputError, all_heads, cache_dir, check_writable, load_json, o
 from .data.batches import bind_task
 from .data.tasks import Task
 from .results import EdgeScores, HeadScores
-from .score.flow import Flow, _made_from, check_flow, difference_flow
+from .score.flow import Flow, check_flow, difference_flow, flow_record
 from .score.unique_codes import edge_scores, node_scores, pair_head_counts
-from fastcore.basics import patch
 
 # %% ../nbs/04_find.ipynb #396ed091
 _FIXED = dict(draw='balanced', unit_norm='latents', null_code=-1, head_norm=None, l1_coefficient=0.02)
@@ -251,19 +251,14 @@ def _or_compute(saved, compute, path, seconds, name):
 def _saved_acts(bound, pool, path):
     "Return the saved activations, or None if there are none; raise `InputError` if they are of another run."
     if path and path.is_file():
-        return load_acts(path, bound.model, bound.task, pool)
-
-
-def _flow_record(bound, n):
-    "Return what the flow of the first `n` pairs is made from."
-    return _made_from(bound.model, bound.task, n)  # TEMPORARY: `flow_record(bound, n)` of score.flow
+        return load_acts(path, bound, pool=pool)
 
 
 def _saved_flow(bound, n, path):
     "Return the saved flow if it is of the first `n` pairs of this task and has edges, otherwise None."
     if path and path.is_file():
         flow = Flow.load(path)
-        if flow.made_from == _flow_record(bound, n) and flow.between is not None:
+        if flow.made_from == flow_record(bound, n) and flow.between is not None:
             return flow
 
 # %% ../nbs/04_find.ipynb #b9e01065
@@ -283,7 +278,7 @@ def _flow(bound, settings, pooled, folder, seconds):
     saved = _saved_flow(bound, n, path) if pooled is None else None
 
     def compute():
-        return difference_flow(bound.model, bound.task, n, edges=True, pooled=pooled)
+        return difference_flow(bound, n=n, edges=True, pooled=pooled)
 
     return _or_compute(saved, compute, path, seconds, 'flow')
 
@@ -292,13 +287,13 @@ def _run_model(bound, settings, folder, seconds):
     "Return the activations, and the flow if it ranks the heads; read both from the folder if they are there."
     path = _path(folder, 'acts')
     saved = _saved_acts(bound, settings.pool, path)
-    pooled = PooledZ(bound.model, bound.task, settings.pool) if saved is None else None
+    pooled = PooledZ(bound, pool=settings.pool) if saved is None else None
     flow = None
     if settings.ranking == 'flow':
         flow = _flow(bound, settings, pooled, folder, seconds)
 
     def compute():
-        return cache_head_acts(bound.model, bound.task, settings.pool, settings.batch_size, pooled)
+        return cache_head_acts(bound, pool=settings.pool, batch_size=settings.batch_size, begun=pooled)
 
     return _or_compute(saved, compute, path, seconds, 'activations'), flow
 

@@ -7,7 +7,6 @@ __all__ = ['HeadScores', 'layer_order', 'EdgeScores', 'load_scores']
 
 # %% ../nbs/02_results.ipynb #06671ad1
 import importlib
-import json
 
 import numpy as np
 from .core import InputError, all_heads, head_index, read_tensors, save_tensors
@@ -294,7 +293,7 @@ class EdgeScores:
         "Read saved scores."
         return load_scores(path, cls)
 
-# %% ../nbs/02_results.ipynb #6c031199
+# %% ../nbs/02_results.ipynb #85a0bcc1
 _MODULES = dict(
     HeadScores='circuit_sae.results',
     EdgeScores='circuit_sae.results',
@@ -305,7 +304,7 @@ _MODULES = dict(
     CodeAttribution='circuit_sae.codes.latents',
 )
 
-
+# %% ../nbs/02_results.ipynb #6c031199
 def load_scores(
     path,  # A `.safetensors` file that the `save` method of a result wrote
     cls=None,  # The class that the file must hold; default: any

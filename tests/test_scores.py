@@ -1,7 +1,9 @@
 "Node scores and pair counts equal a literal reading of their definition, on codes of any shape."
+
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from circuit_sae.core import InputError

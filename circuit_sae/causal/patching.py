@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-
 from ..core import InputError, one_of, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
-from ..models.behaviour import get_metric
+from ..models.behaviour import get_metric, metric_name
 from ..models.rerun import Midway, collect_z
 from ..results import HeadScores
 from ..stats import effect_size, share
@@ -240,7 +239,7 @@ def effects_record(
     return bound.identity | dict(
         ablation=ablation,
         positions=positions if isinstance(positions, str) else list(positions),
-        metric=getattr(get_metric(metric), '__name__', 'own').strip('_'),
+        metric=metric_name(metric),
     )
 
 # %% ../../nbs/causal/00_patching.ipynb #d080a062

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-
 from .patching import effects_record
 from ..core import InputError, head_index, parse_head, progress, save_json, versions
 from ..data.batches import bind_task, check_pairs, pair_batches
@@ -22,10 +21,10 @@ from ..models.rerun import Midway
 from ..models.writes import write_matrices
 from ..results import EdgeScores
 
-# %% ../../nbs/causal/01_paths.ipynb #64c54e49
+# %% ../../nbs/causal/01_paths.ipynb #c41f9dfd
 INPUTS = ['q', 'k', 'v']
 
-
+# %% ../../nbs/causal/01_paths.ipynb #64c54e49
 class PathEffects(EdgeScores):
     "Hold the effect of every measured edge through each input of its receiver."
 
@@ -171,7 +170,7 @@ def _clean_inputs(mid, layer):
         return lambda x, hook: kept.update({name: x.clone()})
 
     hooks = [(f'blocks.{layer}.attn.hook_{i}', keep(i)) for i in INPUTS]
-    mid._go(layer, layer, torch.arange(len(mid.ids)), mid.resid[layer], 0, hooks)
+    mid.continue_from(layer, layer, torch.arange(len(mid.ids)), mid.resid[layer], 0, hooks)
     return kept
 
 # %% ../../nbs/causal/01_paths.ipynb #8dc1e22d
@@ -185,7 +184,7 @@ def _receiver_z(mid, layer, rows, delta, only, clean, start):
     hooks = [(f'blocks.{layer}.attn.hook_{i}', use_clean(i)) for i in INPUTS if i != only]
     hooks.append((f'blocks.{layer}.attn.hook_z', lambda z, hook: kept.update(z=z.clone())))
     x = mid.resid[layer][rows]
-    mid._go(layer, layer, rows, x + delta.to(x), start, hooks)
+    mid.continue_from(layer, layer, rows, x + delta.to(x), start, hooks)
     return kept['z']
 
 # %% ../../nbs/causal/01_paths.ipynb #cb0a6adf

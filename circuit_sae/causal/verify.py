@@ -9,7 +9,6 @@ __all__ = ['run_kept', 'head_sets', 'measure_sets', 'Verification', 'check_gap',
 import numpy as np
 import torch
 from fastcore.basics import patch
-
 from .patching import ABLATIONS, Substitutes, effects_record
 from ..core import InputError, all_heads, head_index, one_of, progress
 from ..data.batches import bind_task, check_pairs, pair_batches

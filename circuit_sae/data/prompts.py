@@ -10,7 +10,6 @@ __all__ = ['ABBA', 'BABA', 'NAMES', 'PLACES', 'THINGS', 'NOUNS', 'YEARS', 'GREAT
 # %% ../../nbs/data/02_prompts.ipynb #3a72089d
 from functools import partial
 from pathlib import Path
-
 from ..core import one_of
 from .readers import Example
 from .tasks import Task

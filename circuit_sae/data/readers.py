@@ -11,7 +11,6 @@ import io
 import json
 from pathlib import Path
 from typing import NamedTuple
-
 from ..core import InputError, one_of
 
 # %% ../../nbs/data/00_readers.ipynb #56df4047

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
-
 from ..core import InputError, one_of, whole_file
 from .readers import read_examples
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
-
 from ..core import InputError, one_of, progress
 from ..data.batches import BoundTask, bind_task, pair_batches
 from ..data.tasks import Task, tokenize_example

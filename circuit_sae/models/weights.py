@@ -16,7 +16,6 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-
 from ..core import InputError, cache_dir, load_json, progress, save_json, versions
 
 # %% ../../nbs/models/00_weights.ipynb #31b051dc

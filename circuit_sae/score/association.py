@@ -9,7 +9,6 @@ __all__ = ['has_pairs', 'relabel', 'relabelled_counts', 'describe_labellings', '
 # %% ../../nbs/score/04_association.ipynb #4193b797
 import numpy as np
 from fastcore.basics import patch
-
 from ..core import Head, InputError, all_heads, head_index, progress
 from ..results import layer_order
 from .unique_codes import check_codes, node_scores
@@ -151,12 +150,12 @@ def significant(
     q = self.q
     return [self.names[i] for i in self.order() if q[i] <= fdr]
 
-# %% ../../nbs/score/04_association.ipynb #3be8556f
+# %% ../../nbs/score/04_association.ipynb #a950666d
 def _name_text(name):
     "Return a head as L0H1, a pair as L0H1→L2H3."
     return str(name) if isinstance(name, Head) else '→'.join(map(str, name))
 
-
+# %% ../../nbs/score/04_association.ipynb #3be8556f
 @patch
 def table(
     self: Association,

@@ -7,7 +7,6 @@ __all__ = ['check_codes', 'CodeCounts', 'node_scores', 'pair_counts', 'edge_scor
 
 # %% ../../nbs/score/03_unique_codes.ipynb #fb526b97
 import numpy as np
-
 from ..core import InputError
 from ..results import EdgeScores, HeadScores, layer_order
 

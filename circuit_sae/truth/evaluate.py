@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
-
 from ..core import InputError
 from .references import truth_mask
 
@@ -340,7 +339,7 @@ def plot(
     "Draw the ROC curve or the precision-recall curve."
     from circuit_sae.show.plots import plot_curves
 
-    return plot_curves(self, kind, ax)
+    return plot_curves(self, kind=kind, ax=ax)
 
 # %% ../../nbs/truth/01_evaluate.ipynb #aeb73691
 def evaluate(

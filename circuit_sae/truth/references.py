@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
-
 from ..core import InputError, all_heads, head_index, load_json, one_of, parse_head, read_tensors
 from ..results import layer_order
 from ..stats import effect_size
