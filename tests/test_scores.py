@@ -38,7 +38,7 @@ def literal_pairs(codes, y):
 
 @st.composite
 def labelled_codes(draw, lowest):
-    "Draw codes of any shape with labels of both classes, often few codes, sometimes one head that is null in one class."
+    "Draw codes of any shape with labels of both classes, often few codes, sometimes one head with null codes only."
     n = draw(st.integers(2, 20))
     h = draw(st.integers(1, 9))
     highest = draw(st.sampled_from([0, 1, 3, 200]))
