@@ -9,6 +9,7 @@ __all__ = ['HeadScores', 'layer_order', 'EdgeScores', 'load_scores']
 import importlib
 
 import numpy as np
+from fastcore.basics import patch
 from .core import InputError, all_heads, head_index, read_tensors, save_tensors
 
 # %% ../nbs/02_results.ipynb #3eb13b90
@@ -52,6 +53,7 @@ class HeadScores:
     @property
     def values(self) -> np.ndarray:
         "Return what ranks the heads, [n_layers * n_heads]."
+        assert self._values is not None, 'a subclass without an array defines `values` itself'
         return self._values
 
     @property
@@ -86,83 +88,75 @@ class HeadScores:
         "Return the signed score of a head, in any spelling."
         return self.signed[self.index(head)]
 
-    def order(self) -> np.ndarray:  # int [n_layers * n_heads]; ties in the order of the heads
-        "Return the indices of the heads, largest score first."
-        return np.argsort(-self.values, kind='stable')
-
-    def ranked(
-        self,
-        k: int = None,  # How many; default: all
-    ) -> list:  # [(head, signed score)]
-        "Return the heads with their signed scores, largest score first."
-        heads = self.heads
-        return [(heads[i], self.signed[i]) for i in self.order()[:k]]
-
-    def to_pandas(self):  # pandas DataFrame
-        "Return one row a head: layer, head, name, score, signed score and rank, best first."
-        import pandas as pd
-
-        order = self.order()
-        heads = [self.heads[i] for i in order]
-        return pd.DataFrame(
-            dict(
-                layer=[h.layer for h in heads],
-                head=[h.head for h in heads],
-                name=[str(h) for h in heads],
-                score=self.values[order],
-                signed=self.signed[order],
-                rank=np.arange(1, len(order) + 1),
-            )
-        )
-
-    def table(
-        self,
-        k: int = 10,  # How many heads
-    ) -> str:
-        "Return the best heads with score and signed score as text."
-        lines = [f'{"rank":>4}  {"head":<8}{"score":>10}{"signed":>10}']
-        for rank, i in enumerate(self.order()[:k], 1):
-            lines.append(f'{rank:>4}  {self.heads[i]!s:<8}{self.values[i]:>10.4g}{self.signed[i]:>+10.4g}')
-        return '\n'.join(lines)
-
-    def plot(
-        self,
-        ax=None,  # Where to draw; default: a new figure
-        **kwargs,  # Arguments of `plot_heads`
-    ):  # The axis
-        "Draw the scores as a map of layers by heads."
-        from circuit_sae.show.plots import plot_heads
-
-        return plot_heads(self, ax=ax, **kwargs)
-
-    def __repr__(self):
-        best = ', '.join(f'{h} {s:.4g}' for h, s in self.ranked(8))
-        return f'{self.name}, {self.n_layers} layers x {self.n_heads} heads: {best}, …'
-
-    def to_state(self) -> tuple:  # (dict of arrays, dict of plain values)
-        "Return what a saved file holds."
-        info = dict(name=self.name, n_heads=self.n_heads, over=self.over, made_from=self.made_from)
-        return dict(values=self.values, signed=self.signed), info
-
     @classmethod
     def from_state(cls, arrays, info):
         "Return the scores that `to_state` described."
         return cls(arrays['values'], info['n_heads'], info['name'], arrays['signed'], info['made_from'], info['over'])
 
-    def save(
-        self,
-        path,  # A `.safetensors` file
-    ):
-        "Write the scores and what they come from, whole or not at all."
-        save_tensors(path, self.kind, *self.to_state())
+# %% ../nbs/02_results.ipynb #4bbd97d9
+@patch
+def order(self: HeadScores) -> np.ndarray:  # int [n_layers * n_heads]; ties in the order of the heads
+    "Return the indices of the heads, largest score first."
+    return np.argsort(-self.values, kind='stable')
 
-    @classmethod
-    def load(
-        cls,
-        path,  # A file written by `save`
-    ):  # Raises `InputError` if the file holds other scores
-        "Read saved scores."
-        return load_scores(path, cls)
+
+@patch
+def ranked(
+    self: HeadScores,
+    k: int = None,  # How many; default: all
+) -> list:  # [(head, signed score)]
+    "Return the heads with their signed scores, largest score first."
+    heads = self.heads
+    return [(heads[i], self.signed[i]) for i in self.order()[:k]]
+
+# %% ../nbs/02_results.ipynb #b77f287d
+@patch
+def __repr__(self: HeadScores):
+    best = ', '.join(f'{h} {s:.4g}' for h, s in self.ranked(8))
+    return f'{self.name}, {self.n_layers} layers x {self.n_heads} heads: {best}, …'
+
+# %% ../nbs/02_results.ipynb #68018fb9
+@patch
+def table(
+    self: HeadScores,
+    k: int = 10,  # How many heads
+) -> str:
+    "Return the best heads with score and signed score as text."
+    lines = [f'{"rank":>4}  {"head":<8}{"score":>10}{"signed":>10}']
+    for rank, i in enumerate(self.order()[:k], 1):
+        lines.append(f'{rank:>4}  {self.heads[i]!s:<8}{self.values[i]:>10.4g}{self.signed[i]:>+10.4g}')
+    return '\n'.join(lines)
+
+# %% ../nbs/02_results.ipynb #106d9ad8
+@patch
+def to_pandas(self: HeadScores):  # pandas DataFrame
+    "Return one row a head: layer, head, name, score, signed score and rank, best first."
+    import pandas as pd
+
+    order = self.order()
+    heads = [self.heads[i] for i in order]
+    return pd.DataFrame(
+        dict(
+            layer=[h.layer for h in heads],
+            head=[h.head for h in heads],
+            name=[str(h) for h in heads],
+            score=self.values[order],
+            signed=self.signed[order],
+            rank=np.arange(1, len(order) + 1),
+        )
+    )
+
+# %% ../nbs/02_results.ipynb #942f2cf0
+@patch
+def plot(
+    self: HeadScores,
+    ax=None,  # Where to draw; default: a new figure
+    **kwargs,  # Arguments of `plot_heads`
+):  # The axis
+    "Draw the scores as a map of layers by heads."
+    from circuit_sae.show.plots import plot_heads
+
+    return plot_heads(self, ax=ax, **kwargs)
 
 # %% ../nbs/02_results.ipynb #e465e150
 def layer_order(
@@ -223,75 +217,65 @@ class EdgeScores:
         sender, receiver = (head_index(h, self.n_layers, self.n_heads) for h in edge)
         return self.signed[sender, receiver]
 
-    def ranked(
-        self,
-        k: int = None,  # How many; default: all
-    ) -> list:  # [(sender, receiver, signed score)]; ties in the order of the heads
-        "Return the possible edges with their signed scores, largest score first."
-        heads = self.heads
-        pairs = np.argwhere(self.possible)
-        order = np.argsort(-self.values[self.possible], kind='stable')[:k]
-        return [(heads[a], heads[b], self.signed[a, b]) for a, b in pairs[order]]
-
-    def to_pandas(
-        self,
-        k: int = None,  # How many edges; default: all
-    ):  # pandas DataFrame
-        "Return one row an edge: sender, receiver, score, signed score and rank, best first."
-        import pandas as pd
-
-        rows = [
-            (str(a), str(b), abs(s) if self.signed is not self.values else s, s, rank)
-            for rank, (a, b, s) in enumerate(self.ranked(k), 1)
-        ]
-        return pd.DataFrame(rows, columns=['sender', 'receiver', 'score', 'signed', 'rank'])
-
-    def table(
-        self,
-        k: int = 10,  # How many edges
-    ) -> str:
-        "Return the best edges with their signed scores as text."
-        rows = [f'{rank:>4}  {a!s:<8}{b!s:<10}{s:>+10.4g}' for rank, (a, b, s) in enumerate(self.ranked(k), 1)]
-        return '\n'.join([f'{"rank":>4}  {"sender":<8}{"receiver":<10}{"signed":>10}', *rows])
-
-    def plot(
-        self,
-        **kwargs,  # Arguments of `plot_edges`
-    ):  # The axis
-        "Draw the strongest edges."
-        from circuit_sae.show.graph import plot_edges
-
-        return plot_edges(self, **kwargs)
-
-    def __repr__(self):
-        best = ', '.join(f'{a}→{b} {s:.4g}' for a, b, s in self.ranked(6))
-        return f'{self.name}, {len(self):,} ordered pairs: {best}, …'
-
-    def to_state(self) -> tuple:  # (dict of arrays, dict of plain values)
-        "Return what a saved file holds."
-        arrays = dict(values=self.values, signed=self.signed, possible=self.possible)
-        return arrays, dict(name=self.name, n_heads=self.n_heads, made_from=self.made_from)
-
     @classmethod
     def from_state(cls, arrays, info):
         "Return the scores that `to_state` described."
         a = arrays
         return cls(a['values'], info['n_heads'], info['name'], a['signed'], info['made_from'], a['possible'])
 
-    def save(
-        self,
-        path,  # A `.safetensors` file
-    ):
-        "Write the scores and what they come from, whole or not at all."
-        save_tensors(path, self.kind, *self.to_state())
+# %% ../nbs/02_results.ipynb #497e4260
+@patch
+def ranked(
+    self: EdgeScores,
+    k: int = None,  # How many; default: all
+) -> list:  # [(sender, receiver, signed score)]; ties in the order of the heads
+    "Return the possible edges with their signed scores, largest score first."
+    heads = self.heads
+    pairs = np.argwhere(self.possible)
+    order = np.argsort(-self.values[self.possible], kind='stable')[:k]
+    return [(heads[a], heads[b], self.signed[a, b]) for a, b in pairs[order]]
 
-    @classmethod
-    def load(
-        cls,
-        path,  # A file written by `save`
-    ):  # Raises `InputError` if the file holds other scores
-        "Read saved scores."
-        return load_scores(path, cls)
+# %% ../nbs/02_results.ipynb #9467c7f1
+@patch
+def __repr__(self: EdgeScores):
+    best = ', '.join(f'{a}→{b} {s:.4g}' for a, b, s in self.ranked(6))
+    return f'{self.name}, {len(self):,} ordered pairs: {best}, …'
+
+# %% ../nbs/02_results.ipynb #1f1bcefd
+@patch
+def table(
+    self: EdgeScores,
+    k: int = 10,  # How many edges
+) -> str:
+    "Return the best edges with their signed scores as text."
+    rows = [f'{rank:>4}  {a!s:<8}{b!s:<10}{s:>+10.4g}' for rank, (a, b, s) in enumerate(self.ranked(k), 1)]
+    return '\n'.join([f'{"rank":>4}  {"sender":<8}{"receiver":<10}{"signed":>10}', *rows])
+
+# %% ../nbs/02_results.ipynb #d687faef
+@patch
+def to_pandas(
+    self: EdgeScores,
+    k: int = None,  # How many edges; default: all
+):  # pandas DataFrame
+    "Return one row an edge: sender, receiver, score, signed score and rank, best first."
+    import pandas as pd
+
+    rows = [
+        (str(a), str(b), abs(s) if self.signed is not self.values else s, s, rank)
+        for rank, (a, b, s) in enumerate(self.ranked(k), 1)
+    ]
+    return pd.DataFrame(rows, columns=['sender', 'receiver', 'score', 'signed', 'rank'])
+
+# %% ../nbs/02_results.ipynb #849626cc
+@patch
+def plot(
+    self: EdgeScores,
+    **kwargs,  # Arguments of `plot_edges`
+):  # The axis
+    "Draw the strongest edges."
+    from circuit_sae.show.graph import plot_edges
+
+    return plot_edges(self, **kwargs)
 
 # %% ../nbs/02_results.ipynb #85a0bcc1
 _MODULES = dict(
@@ -316,3 +300,53 @@ def load_scores(
     if cls is not None and cls.kind not in [c.__name__ for c in found.__mro__]:
         raise InputError(f"'{path}' holds {kind}, expected {cls.kind}.", code='wrong-file')
     return found.from_state(arrays, info)
+
+# %% ../nbs/02_results.ipynb #fd054a84
+@patch
+def to_state(self: HeadScores) -> tuple:  # (dict of arrays, dict of plain values)
+    "Return what a saved file holds."
+    info = dict(name=self.name, n_heads=self.n_heads, over=self.over, made_from=self.made_from)
+    return dict(values=self.values, signed=self.signed), info
+
+
+@patch
+def save(
+    self: HeadScores,
+    path,  # A `.safetensors` file
+):
+    "Write the scores and what they come from, whole or not at all."
+    save_tensors(path, self.kind, *self.to_state())
+
+# %% ../nbs/02_results.ipynb #a82c93b4
+@patch(cls_method=True)
+def load(
+    cls: HeadScores,
+    path,  # A file written by `save`
+):  # Raises `InputError` if the file holds other scores
+    "Read saved scores."
+    return load_scores(path, cls)
+
+# %% ../nbs/02_results.ipynb #6299042b
+@patch
+def to_state(self: EdgeScores) -> tuple:  # (dict of arrays, dict of plain values)
+    "Return what a saved file holds."
+    arrays = dict(values=self.values, signed=self.signed, possible=self.possible)
+    return arrays, dict(name=self.name, n_heads=self.n_heads, made_from=self.made_from)
+
+
+@patch
+def save(
+    self: EdgeScores,
+    path,  # A `.safetensors` file
+):
+    "Write the scores and what they come from, whole or not at all."
+    save_tensors(path, self.kind, *self.to_state())
+
+# %% ../nbs/02_results.ipynb #cd79547f
+@patch(cls_method=True)
+def load(
+    cls: EdgeScores,
+    path,  # A file written by `save`
+):  # Raises `InputError` if the file holds other scores
+    "Read saved scores."
+    return load_scores(path, cls)
