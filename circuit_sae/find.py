@@ -343,14 +343,14 @@ def find_circuit(
     preset: str = FindSettings.preset,  # A name in `PRESETS`
     n_train: int = FindSettings.n_train,  # Examples that the SAE is trained on
     seed: int = FindSettings.seed,  # Seed of the SAE and of the draw of its examples
-    threshold: float = FindSettings.threshold,  # Choose heads by share; see `predict_circuit`
-    top_k: int = FindSettings.top_k,  # Or by number
-    fdr: float = FindSettings.fdr,  # Or by a test of their unique codes
-    over: str = FindSettings.over,  # How scores become shares; default: 'sum' for the flow, else 'heads'
+    threshold: float | None = FindSettings.threshold,  # Choose heads by share; see `predict_circuit`
+    top_k: int | None = FindSettings.top_k,  # Or by number
+    fdr: float | None = FindSettings.fdr,  # Or by a test of their unique codes
+    over: str | None = FindSettings.over,  # How scores become shares; default: 'sum' for the flow, else 'heads'
     pool=FindSettings.pool,  # How activations are pooled over positions; see `cache_head_acts`
     out=None,  # Folder in which every stage saves its result, and reads it if it is there
     batch_size: int = FindSettings.batch_size,  # Pairs in a forward pass
-    score: str = FindSettings.score,  # 'flow' or 'unique codes'; default: unique codes for 'paper', else flow
+    score: str | None = FindSettings.score,  # 'flow' or 'unique codes'; default: unique codes for 'paper', else flow
     n_flow: int = FindSettings.n_flow,  # Pairs that the flow runs on, from the first on
     **changes,  # Arguments of `train_sae` that replace those of the preset
 ) -> Found:  # Raises `InputError` for a setting, task or folder that cannot be used

@@ -88,6 +88,11 @@ class HeadScores:
         "Return the signed score of a head, in any spelling."
         return self.signed[self.index(head)]
 
+    def to_state(self) -> tuple:  # (dict of arrays, dict of plain values)
+        "Return what a saved file holds."
+        info = dict(name=self.name, n_heads=self.n_heads, over=self.over, made_from=self.made_from)
+        return dict(values=self.values, signed=self.signed), info
+
     @classmethod
     def from_state(cls, arrays, info):
         "Return the scores that `to_state` described."
@@ -217,6 +222,11 @@ class EdgeScores:
         sender, receiver = (head_index(h, self.n_layers, self.n_heads) for h in edge)
         return self.signed[sender, receiver]
 
+    def to_state(self) -> tuple:  # (dict of arrays, dict of plain values)
+        "Return what a saved file holds."
+        arrays = dict(values=self.values, signed=self.signed, possible=self.possible)
+        return arrays, dict(name=self.name, n_heads=self.n_heads, made_from=self.made_from)
+
     @classmethod
     def from_state(cls, arrays, info):
         "Return the scores that `to_state` described."
@@ -303,13 +313,6 @@ def load_scores(
 
 # %% ../nbs/02_results.ipynb #fd054a84
 @patch
-def to_state(self: HeadScores) -> tuple:  # (dict of arrays, dict of plain values)
-    "Return what a saved file holds."
-    info = dict(name=self.name, n_heads=self.n_heads, over=self.over, made_from=self.made_from)
-    return dict(values=self.values, signed=self.signed), info
-
-
-@patch
 def save(
     self: HeadScores,
     path,  # A `.safetensors` file
@@ -317,7 +320,7 @@ def save(
     "Write the scores and what they come from, whole or not at all."
     save_tensors(path, self.kind, *self.to_state())
 
-# %% ../nbs/02_results.ipynb #a82c93b4
+
 @patch(cls_method=True)
 def load(
     cls: HeadScores,
@@ -328,13 +331,6 @@ def load(
 
 # %% ../nbs/02_results.ipynb #6299042b
 @patch
-def to_state(self: EdgeScores) -> tuple:  # (dict of arrays, dict of plain values)
-    "Return what a saved file holds."
-    arrays = dict(values=self.values, signed=self.signed, possible=self.possible)
-    return arrays, dict(name=self.name, n_heads=self.n_heads, made_from=self.made_from)
-
-
-@patch
 def save(
     self: EdgeScores,
     path,  # A `.safetensors` file
@@ -342,7 +338,7 @@ def save(
     "Write the scores and what they come from, whole or not at all."
     save_tensors(path, self.kind, *self.to_state())
 
-# %% ../nbs/02_results.ipynb #cd79547f
+
 @patch(cls_method=True)
 def load(
     cls: EdgeScores,
