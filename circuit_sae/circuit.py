@@ -83,8 +83,6 @@ class Circuit:
     def __eq__(self, other) -> bool:
         return isinstance(other, Circuit) and self.to_dict() == other.to_dict()
 
-    __hash__ = None
-
 # %% ../nbs/03_circuit.ipynb #5e844c8e
 def _check_ranges(threshold, top_k, n, fdr):
     "Raise `InputError` if one of the three is outside its range."
@@ -131,6 +129,11 @@ def _best(logp, top_k):
     at_least = logp >= kth
     return at_least if at_least.sum() <= top_k else logp > kth
 
+
+def _choose(logp, threshold, top_k):
+    "Return which heads a number or a share chooses, bool [head]."
+    return logp >= np.log(threshold) if top_k is None else _best(logp, top_k)
+
 # %% ../nbs/03_circuit.ipynb #5f52ac1e
 def _association_q(scores, counts, seed):
     "Return the adjusted p-values of the unique codes, and how many labellings of which kind gave them."
@@ -170,14 +173,12 @@ def predict_circuit(
     settings = dict(threshold=threshold, top_k=top_k, over=over, score=scores.name)
     logp = log_softmax(scores, over)
     q = None
-    if fdr is not None:
+    if fdr is None:
+        chosen = _choose(logp, threshold, top_k)
+    else:
         q, labellings = _association_q(scores, counts, seed)
         settings |= dict(fdr=fdr) | labellings
         chosen = q <= fdr
-    elif top_k is not None:
-        chosen = _best(logp, top_k)
-    else:
-        chosen = logp >= np.log(threshold)
     heads = [head for head, c in zip(all_heads(scores.n_layers, scores.n_heads), chosen) if c]
     return Circuit(heads, scores, np.exp(logp), settings, q)
 
@@ -204,7 +205,7 @@ def _number(signed, with_sign):
 @patch
 def _has_sign(self: Circuit) -> bool:
     "Return whether the scores have a sign of their own."
-    return bool((self.scores.signed != self.scores.values).any())
+    return self.scores is not None and bool((self.scores.signed != self.scores.values).any())
 
 # %% ../nbs/03_circuit.ipynb #7d262080
 @patch

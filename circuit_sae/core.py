@@ -52,7 +52,7 @@ def refuses(
 
 # %% ../nbs/00_core.ipynb #2382f057
 def one_of(
-    name: str,  # What the user gave
+    name,  # What the user gave
     names,  # The names that exist
     what: str,  # What is being named, for the message: 'task', 'model'
 ) -> str:
@@ -75,7 +75,8 @@ class Head(NamedTuple):
     def __str__(self):
         return f'L{self.layer}H{self.head}'
 
-    __repr__ = __str__
+    def __repr__(self):
+        return str(self)
 
 # %% ../nbs/00_core.ipynb #e9a41bc6
 def parse_head(
@@ -129,7 +130,7 @@ def fingerprint(
             p = p.detach().cpu().numpy()
         if isinstance(p, np.ndarray):
             h.update(f'{p.dtype}{p.shape}'.encode())
-            h.update(np.ascontiguousarray(p))
+            h.update(np.ascontiguousarray(p).data)
         else:
             h.update(json.dumps(p, sort_keys=True, default=str).encode())
         h.update(b'\0')
@@ -226,26 +227,28 @@ def save_tensors(
         save_file(plain, p, metadata=meta)
 
 # %% ../nbs/00_core.ipynb #74cbd5fd
-def read_tensors(
-    path,  # A `.safetensors` file
-    kinds,  # The class that the file must belong to, or a list of classes
-    what: str,  # What the file must hold, for the error message
-) -> (
-    tuple
-):  # (arrays by name, plain values, class); raises `InputError` if the file cannot be read or holds something else
-    "Read arrays and plain values that `save_tensors` wrote."
+def _read_file(path):
+    "Return the arrays and the metadata of a safetensors file."
     from safetensors import safe_open
 
     if not Path(path).is_file():
         raise InputError(f"there is no file '{path}'.", code='no-file')
     try:
         with safe_open(path, 'numpy') as f:
-            meta = f.metadata() or {}
-            arrays = {k: f.get_tensor(k) for k in f.keys()}
+            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except Exception as e:
         raise InputError(
             f"'{path}' cannot be read as safetensors ({e}). Delete it and compute it again.", code='unreadable-file'
         ) from e
+
+# %% ../nbs/00_core.ipynb #ca0d06c4
+def read_tensors(
+    path,  # A `.safetensors` file
+    kinds,  # The class that the file must belong to, or a list of classes
+    what: str,  # What the file must hold, for the error message
+) -> tuple:  # (arrays by name, plain values, class)
+    "Read what `save_tensors` wrote; raise `InputError` if the file cannot be read or holds something else."
+    arrays, meta = _read_file(path)
     kind = meta.get('format', '').removeprefix('circuit_sae.').split(' ')[0]
     if kind not in ([kinds] if isinstance(kinds, str) else kinds):
         raise InputError(f"'{path}' does not hold {what} saved by circuit_sae.", code='wrong-file')

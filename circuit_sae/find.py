@@ -59,13 +59,15 @@ class FindSettings:
     preset: str = 'quick'  # a name in `PRESETS`
     n_train: int = 10  # examples that the SAE is trained on
     seed: int = 0  # seed of the SAE and of the draw of its examples
-    threshold: float = None  # choose heads by share; see `predict_circuit`
-    top_k: int = None  # or by number
-    fdr: float = None  # or by a test of their unique codes
-    over: str = None  # how scores become shares; default: 'sum' for the flow, 'heads' for unique codes
+    threshold: float | None = None  # choose heads by share; see `predict_circuit`
+    top_k: int | None = None  # or by number
+    fdr: float | None = None  # or by a test of their unique codes
+    over: str | None = None  # how scores become shares; default: 'sum' for the flow, 'heads' for unique codes
     pool: str = 'mean'  # how activations are pooled over positions; see `cache_head_acts`
     batch_size: int = 50  # pairs in a forward pass
-    score: str = None  # what ranks the heads, a name in `SCORES`; default: unique codes for 'paper', else the flow
+    score: str | None = (
+        None  # what ranks the heads, a name in `SCORES`; default: unique codes for 'paper', else the flow
+    )
     n_flow: int = 20  # pairs that the flow runs on
     changes: dict = field(default_factory=dict)  # arguments of `train_sae` that replace those of the preset
 
@@ -134,7 +136,7 @@ def check(
 def from_folder(
     cls: FindSettings,
     out,  # A folder that `find_circuit` wrote
-) -> FindSettings:  # None if the folder has no circuit; raises `InputError` if its circuit has no settings
+) -> FindSettings | None:  # None if the folder has no circuit; raises `InputError` if its circuit has no settings
     "Read the settings that the circuit in a folder was found with."
     path = Path(out) / 'circuit.json'
     if not path.is_file():
@@ -148,7 +150,7 @@ def from_folder(
         )
     choice = {k: saved['settings'].get(k) for k in ('threshold', 'top_k', 'fdr', 'over')}
     changes = set(inspect.signature(train_sae).parameters) - {'n_examples', 'seed'}
-    return cls(**saved['run'], **choice, changes={k: v for k, v in saved['sae'].items() if k in changes})
+    return FindSettings(**saved['run'], **choice, changes={k: v for k, v in saved['sae'].items() if k in changes})
 
 # %% ../nbs/04_find.ipynb #6d2f5661
 class Found:
@@ -341,14 +343,14 @@ def find_circuit(
     preset: str = FindSettings.preset,  # A name in `PRESETS`
     n_train: int = FindSettings.n_train,  # Examples that the SAE is trained on
     seed: int = FindSettings.seed,  # Seed of the SAE and of the draw of its examples
-    threshold: float = FindSettings.threshold,  # Choose heads by share; see `predict_circuit`
-    top_k: int = FindSettings.top_k,  # Or by number
-    fdr: float = FindSettings.fdr,  # Or by a test of their unique codes
-    over: str = FindSettings.over,  # How scores become shares; default: 'sum' for the flow, else 'heads'
+    threshold: float | None = FindSettings.threshold,  # Choose heads by share; see `predict_circuit`
+    top_k: int | None = FindSettings.top_k,  # Or by number
+    fdr: float | None = FindSettings.fdr,  # Or by a test of their unique codes
+    over: str | None = FindSettings.over,  # How scores become shares; default: 'sum' for the flow, else 'heads'
     pool=FindSettings.pool,  # How activations are pooled over positions; see `cache_head_acts`
     out=None,  # Folder in which every stage saves its result, and reads it if it is there
     batch_size: int = FindSettings.batch_size,  # Pairs in a forward pass
-    score: str = FindSettings.score,  # 'flow' or 'unique codes'; default: unique codes for 'paper', else flow
+    score: str | None = FindSettings.score,  # 'flow' or 'unique codes'; default: unique codes for 'paper', else flow
     n_flow: int = FindSettings.n_flow,  # Pairs that the flow runs on, from the first on
     **changes,  # Arguments of `train_sae` that replace those of the preset
 ) -> Found:  # Raises `InputError` for a setting, task or folder that cannot be used
@@ -392,7 +394,8 @@ def _code_columns(found):
 def rows(self: Found) -> list:  # dicts
     "Return one dict a head, best first: its score, share and rank, and what its codes look like."
     columns = _code_columns(self)
-    index = self.circuit.scores.index
+    assert self.nodes is not None
+    index = self.nodes.index
     rows = []
     for row in sorted(self.circuit.rows(), key=lambda row: row['rank']):
         head = row.pop('head')

@@ -7,6 +7,7 @@ __all__ = ['POOLS', 'pool_weights', 'HeadActs', 'PooledZ', 'cache_head_acts', 'l
 
 # %% ../../nbs/codes/00_activations.ipynb #1cc46a70
 import json
+from functools import partial
 
 import numpy as np
 import torch
@@ -61,6 +62,15 @@ def _check_finite(z):
             code='not-finite',
         )
 
+# %% ../../nbs/codes/00_activations.ipynb #a8adef4a
+def _check_labels(z, is_positive):
+    "Raise `InputError` unless there is one label for each row of activations."
+    if len(is_positive) != len(z):
+        raise InputError(
+            f'expected one label for each of the {len(z)} rows of activations, got {len(is_positive)}.',
+            code='row-count',
+        )
+
 # %% ../../nbs/codes/00_activations.ipynb #4236a270
 class HeadActs:
     "Hold the pooled output of every head on every example, as `z` and the matrices that turn it into writes."
@@ -78,11 +88,7 @@ class HeadActs:
         self.is_positive = np.asarray(is_positive, dtype=bool)
         self.made_from = made_from
         self.behaviour = behaviour
-        if len(self.is_positive) != len(z):
-            raise InputError(
-                f'expected one label for each of the {len(z)} rows of activations, got {len(self.is_positive)}.',
-                code='row-count',
-            )
+        _check_labels(z, self.is_positive)
         _check_finite(z)
 
     @property
@@ -175,10 +181,11 @@ class PooledZ:
         self.z = torch.empty(n_rows, cfg.n_layers, cfg.n_heads, cfg.d_head)
         self.judged = np.full((n_rows, 3), np.nan, dtype=np.float32)
 
-    @property
-    def missing(self) -> np.ndarray:  # int [pair]
-        "Return the numbers of the pairs that were not run yet."
-        return np.flatnonzero(np.isnan(self.judged[: self.bound.n]).all(1))
+# %% ../../nbs/codes/00_activations.ipynb #520b436b
+@patch(as_prop=True)
+def missing(self: PooledZ) -> np.ndarray:  # int [pair]
+    "Return the numbers of the pairs that were not run yet."
+    return np.flatnonzero(np.isnan(self.judged[: self.bound.n]).all(1))
 
 # %% ../../nbs/codes/00_activations.ipynb #3eca3b33
 @patch
@@ -220,6 +227,22 @@ def looking_on(
 
     return pool_layer
 
+# %% ../../nbs/codes/00_activations.ipynb #c9e65a51
+def _first_weights(positives, negatives, start):
+    "Return the weights of the positives and of the beginning that the negatives share, [batch, 2, position]."
+    shared = np.zeros_like(positives)
+    shared[:, :start] = negatives[:, :start]
+    return np.stack([positives, shared], 1)
+
+
+@patch
+def _pool_rest(self: PooledZ, rows, weights, layer, z):
+    "Pool the rest of the negatives; it is all of them if the model keeps no cache."
+    rest = _pooled(z, weights[:, None, -z.shape[1] :])[0]
+    if z.shape[1] < weights.shape[1]:
+        rest = self.z[rows, layer] + rest
+    self.z[rows, layer] = rest
+
 # %% ../../nbs/codes/00_activations.ipynb #f681f6f5
 @patch
 def run(
@@ -230,20 +253,12 @@ def run(
     positive_weights, negative_weights = self.batch_weights(batch)
     positives = batch.pairs
     negatives = batch.pairs + self.bound.n
-    shared_weights = np.zeros_like(positive_weights)
-    shared_weights[:, : batch.start] = negative_weights[:, : batch.start]
-    both = np.stack([positive_weights, shared_weights], 1)
+    both = _first_weights(positive_weights, negative_weights, batch.start)
+    pool_rest = partial(self._pool_rest, negatives, negative_weights)
 
     def pool_first(layer, z):
         "Pool the positives, and the beginning that the negatives share with them."
         self.z[positives, layer], self.z[negatives, layer] = _pooled(z, both)
-
-    def pool_rest(layer, z):
-        "Add the rest of the negatives; it is all of them if the model keeps no cache."
-        rest = _pooled(z, negative_weights[:, None, -z.shape[1] :])[0]
-        if z.shape[1] < negative_weights.shape[1]:
-            rest = self.z[negatives, layer] + rest
-        self.z[negatives, layer] = rest
 
     logits = run_pairs(self.bound.model, batch.positives, batch.negatives, pool_first, pool_rest, batch.lengths)
     self.judge(batch, *logits)
@@ -255,7 +270,7 @@ def _made_from(bound, pool):
 
 
 def _check_begun(begun, bound, pool):
-    "Raise `InputError` unless `begun` belongs to the same model, prompts and pooling."
+    "Return `begun`; raise `InputError` unless it belongs to the same model, prompts and pooling."
     same = begun.bound.model is bound.model and begun.bound.tokens.ids == bound.tokens.ids
     if not same or begun.pool != (pool if isinstance(pool, str) else list(pool)):
         raise InputError(
@@ -263,6 +278,14 @@ def _check_begun(begun, bound, pool):
             'Make it with PooledZ(model, task, pool).',
             code='other-passes',
         )
+    return begun
+
+# %% ../../nbs/codes/00_activations.ipynb #07e7445b
+def _run_missing(pooled, batch_size):
+    "Run the pairs that are still missing."
+    batches = pair_batches(pooled.bound, batch_size, only=pooled.missing)
+    for batch in progress(batches, f'{pooled.bound.name}: activations', unit='batch'):
+        pooled.run(batch)
 
 # %% ../../nbs/codes/00_activations.ipynb #df8aa2df
 def cache_head_acts(
@@ -279,19 +302,12 @@ def cache_head_acts(
     3. Measure the answers with the logits at the last position.
     """
     bound = bind_task(model, task)
-    if begun is None:
-        pooled = PooledZ(bound, pool=pool)
-    else:
-        _check_begun(begun, bound, pool)
-        pooled = begun
+    pooled = PooledZ(bound, pool=pool) if begun is None else _check_begun(begun, bound, pool)
     W = write_matrices(bound.model)
     check_writes(bound.model, [bound.tokens.ids[0]], W=W)
-    batches = pair_batches(bound, batch_size, only=pooled.missing)
-    for batch in progress(batches, f'{bound.name}: activations', unit='batch'):
-        pooled.run(batch)
+    _run_missing(pooled, batch_size)
     labels = bound.tokens.is_positive
-    behaviour = Behaviour(pooled.judged, labels, bound.name)
-    return HeadActs(pooled.z, W.cpu(), labels, _made_from(bound, pool), behaviour)
+    return HeadActs(pooled.z, W.cpu(), labels, _made_from(bound, pool), Behaviour(pooled.judged, labels, bound.name))
 
 # %% ../../nbs/codes/00_activations.ipynb #46d6b1d7
 def _differences(have, want, where=''):

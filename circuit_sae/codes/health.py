@@ -44,28 +44,39 @@ class LayerSums(NamedTuple):
     uses: np.ndarray  # How often each latent is active, [d_sae]
     codes: np.ndarray  # The codes, int [example, head]; -1 if no latent is active
 
+# %% ../../nbs/codes/03_health.ipynb #9a570a9c
+def _encode_layer(sae, acts, layer):
+    "Return z [head, example, d_head], scaled W [head, d_head, d_model], latents [head, example, d_sae], and codes."
+    E = normalize(sae.W_enc, dim=0)
+    z = acts.z[:, layer].to(E.device).transpose(0, 1)
+    W = acts.W[layer].to(E.device) / head_scales(sae, acts.n_layers, acts.n_heads)[layer, :, None, None]
+    a = (z @ (W @ E) + sae.b_enc - sae.b_dec @ E).relu()
+    strongest, code = a.max(-1)
+    return z, W, a, torch.where(strongest > 0, code, -1)
+
+
+def _error_sums(sae, z, W, a, squares, mean):
+    "Return each head's squared error of the reconstruction, and the same about the head's mean error, [head]."
+    D = normalize(sae.W_dec, dim=sae.dec_axis)
+    b = sae.b_dec
+    error = _squared_error(z, W, a, D, b, squares).sum(1)
+    mean_error = mean - b - a.mean(1) @ D
+    return error, error - z.shape[1] * mean_error.pow(2).sum(1)
+
 # %% ../../nbs/codes/03_health.ipynb #6a66b316
 @torch.inference_mode()
 def _layer_sums(sae, acts, layer):
     "Return the `LayerSums` of one layer, computed from `z` without the wide outputs."
-    E = normalize(sae.W_enc, dim=0)
-    D = normalize(sae.W_dec, dim=sae.dec_axis)
-    b = sae.b_dec
+    z, W, a, code = _encode_layer(sae, acts, layer)
     n = len(acts)
-    z = acts.z[:, layer].to(E.device).transpose(0, 1)  # [head, example, d_head]
-    W = acts.W[layer].to(E.device) / head_scales(sae, acts.n_layers, acts.n_heads)[layer, :, None, None]
-    a = (z @ (W @ E) + sae.b_enc - b @ E).relu()
     squares = (z @ (W @ W.mT) * z).sum(-1)
-    error = _squared_error(z, W, a, D, b, squares)
     mean = (z.mean(1, keepdim=True) @ W)[:, 0]
-    mean_error = mean - b - a.mean(1) @ D
-    strongest, code = a.max(-1)
-    code = torch.where(strongest > 0, code, -1)
+    error, own_error = _error_sums(sae, z, W, a, squares, mean)
     sums = LayerSums(
         squares=squares.sum(1),
-        error=error.sum(1),
+        error=error,
         own=squares.sum(1) - n * mean.pow(2).sum(1),
-        own_error=error.sum(1) - n * mean_error.pow(2).sum(1),
+        own_error=own_error,
         untold=_untold(z, W, code),
         total=n * mean.sum(0),
         uses=(a > 0).sum((0, 1)),
@@ -114,23 +125,29 @@ class Health:
         self.mute = moves < _moves_needed(self.codes.shape[1])  # bool [head]
         self._explain(layers)
 
-    def _explain(self, layers):
-        "Set the fractions of variance: over all outputs, within heads, and by code."
-        whole = LayerSums(*map(list, zip(*layers)))
-        squares = np.concatenate(whole.squares)
-        self.explained = float(1 - np.sum(whole.error) / _spread(squares, sum(whole.total), self.codes.size))
-        self.within = float(1 - np.sum(whole.own_error) / np.sum(whole.own))
-        self.told = float(1 - np.sum(whole.untold) / np.sum(whole.own))
-        self.explained_layers = np.array(
-            [1 - s.error.sum() / _spread(s.squares, s.total, s.codes.size) for s in layers]
-        )
-        self.within_layers = np.array([1 - s.own_error.sum() / s.own.sum() for s in layers])
-        self.told_layers = np.array([1 - s.untold.sum() / s.own.sum() for s in layers])
+# %% ../../nbs/codes/03_health.ipynb #13a51044
+def _by_field(layers):
+    "Return each field of some `LayerSums` as a list."
+    return LayerSums(*map(list, zip(*layers)))
 
-    @property
-    def n_layers(self) -> int:
-        "Return the number of layers."
-        return self.codes.shape[1] // self.n_heads
+
+@patch
+def _explain(self: Health, layers):
+    "Set the fractions of variance: over all outputs, within heads, and by code."
+    whole = _by_field(layers)
+    squares = np.concatenate(whole.squares)
+    self.explained = float(1 - np.sum(whole.error) / _spread(squares, sum(whole.total), self.codes.size))
+    self.within = float(1 - np.sum(whole.own_error) / np.sum(whole.own))
+    self.told = float(1 - np.sum(whole.untold) / np.sum(whole.own))
+    self.explained_layers = np.array([1 - s.error.sum() / _spread(s.squares, s.total, s.codes.size) for s in layers])
+    self.within_layers = np.array([1 - s.own_error.sum() / s.own.sum() for s in layers])
+    self.told_layers = np.array([1 - s.untold.sum() / s.own.sum() for s in layers])
+
+# %% ../../nbs/codes/03_health.ipynb #7d94f915
+@patch(as_prop=True)
+def n_layers(self: Health) -> int:
+    "Return the number of layers."
+    return self.codes.shape[1] // self.n_heads
 
 # %% ../../nbs/codes/03_health.ipynb #2c1a0e40
 def _spread(squares, total, n):
@@ -163,35 +180,45 @@ def _mute_warning(health):
         "head_norm='rms' or more prompts."
     )
 
-# %% ../../nbs/codes/03_health.ipynb #5450fbec
-@patch
-def warnings(self: Health) -> list:  # One sentence each; empty if there are none
-    "Return the reasons not to trust these codes."
-    repeats = np.inf if self.mute.all() else np.median(self.repeats[~self.mute])
+# %% ../../nbs/codes/03_health.ipynb #1f3cba3d
+def _code_warnings(health):
+    "Return the warnings about codes that hardly repeat or explain little."
     found = []
-    if self.mute.mean() > 0.05:
-        found.append(_mute_warning(self))
+    repeats = np.inf if health.mute.all() else np.median(health.repeats[~health.mute])
     if repeats < 4:
         found.append(
             f'Codes hardly repeat: {repeats:.1f} examples for each effective code in the median head. '
             'Use more prompts or a smaller d_sae.'
         )
-    if self.told < 0.05:
+    if health.told < 0.05:
         found.append(
-            f'The codes explain {max(0, self.told):.0%} of the variance within heads, from prompt to prompt. '
+            f'The codes explain {max(0, health.told):.0%} of the variance within heads, from prompt to prompt. '
             'Train longer or with a smaller l1_coefficient.'
         )
-    if self.l0 > 0.1 * self.d_sae:
+    return found
+
+# %% ../../nbs/codes/03_health.ipynb #b5407887
+def _latent_warnings(health):
+    "Return the warnings about too many active latents and about latents that are never the strongest."
+    found = []
+    if health.l0 > 0.1 * health.d_sae:
         found.append(
-            f'{self.l0:.0f} of {self.d_sae} latents are active at a time, so the strongest is one among many. '
+            f'{health.l0:.0f} of {health.d_sae} latents are active at a time, so the strongest is one among many. '
             'Use a larger l1_coefficient.'
         )
-    if self.never_wins > 0.5:
+    if health.never_wins > 0.5:
         found.append(
-            f'{self.never_wins:.0%} of {self.d_sae} latents are never the strongest. '
+            f'{health.never_wins:.0%} of {health.d_sae} latents are never the strongest. '
             'Use a smaller d_sae, more n_epochs or more training examples.'
         )
     return found
+
+# %% ../../nbs/codes/03_health.ipynb #5450fbec
+@patch
+def warnings(self: Health) -> list:  # One sentence each; empty if there are none
+    "Return the reasons not to trust these codes."
+    mute = [_mute_warning(self)] if self.mute.mean() > 0.05 else []
+    return [*mute, *_code_warnings(self), *_latent_warnings(self)]
 
 # %% ../../nbs/codes/03_health.ipynb #49ec2cfe
 _SCALARS = ('d_sae', 'never_active', 'never_wins', 'l0', 'explained', 'within', 'told')
@@ -300,18 +327,24 @@ class Sweep:
         self.frame = frame.assign(product=frame.told.clip(0) * frame.agreement.clip(0))
         self.codes = codes
 
-    def best(self) -> dict:  # Arguments of `train_sae`
-        "Return the setting with the largest product of `told` and agreement."
-        row = self.frame.loc[self.frame['product'].idxmax()]
-        return dict(l1_coefficient=float(row.l1_coefficient), d_sae=int(row.d_sae))
+# %% ../../nbs/codes/03_health.ipynb #5f230f00
+@patch
+def best(self: Sweep) -> dict:  # Arguments of `train_sae`
+    "Return the setting with the largest product of `told` and agreement."
+    row = self.frame.loc[self.frame['product'].idxmax()]
+    return dict(l1_coefficient=float(row.l1_coefficient), d_sae=int(row.d_sae))
 
-    def table(self):  # A pandas DataFrame
-        "Return the settings, best first."
-        return self.frame.sort_values('product', ascending=False).reset_index(drop=True).round(3)
 
-    def __repr__(self):
-        title = f'Sweep of {len(self.frame)} settings; largest product of told and agreement: {self.best()}'
-        return f'{title}\n{self.table().to_string()}'
+@patch
+def table(self: Sweep):  # A pandas DataFrame
+    "Return the settings, best first."
+    return self.frame.sort_values('product', ascending=False).reset_index(drop=True).round(3)
+
+
+@patch
+def __repr__(self: Sweep):
+    title = f'Sweep of {len(self.frame)} settings; largest product of told and agreement: {self.best()}'
+    return f'{title}\n{self.table().to_string()}'
 
 # %% ../../nbs/codes/03_health.ipynb #b447c0ce
 _MEANS = dict(

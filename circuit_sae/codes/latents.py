@@ -94,17 +94,17 @@ class CodeAttribution(Flow):
         "Return the size of each head's attribution, [n_layers * n_heads]."
         return np.abs(self.signed)
 
-    def to_state(self) -> tuple:  # (dict of arrays, dict of plain values)
-        "Return what a saved file holds."
-        return dict(credit=self.by_position, carried=self.carried, where=self.where), dict(made_from=self.made_from)
+# %% ../../nbs/codes/04_latents.ipynb #bb061bed
+@patch
+def to_state(self: CodeAttribution) -> tuple:  # (dict of arrays, dict of plain values)
+    "Return what a saved file holds."
+    return dict(credit=self.by_position, carried=self.carried, where=self.where), dict(made_from=self.made_from)
 
-    @classmethod
-    def from_state(cls, arrays, info):
-        "Return the attribution that `to_state` described."
-        return cls(arrays['credit'], arrays['carried'], arrays['where'], info['made_from'])
 
-    def __repr__(self):
-        return _attribution_text(self)
+@patch(cls_method=True)
+def from_state(cls: CodeAttribution, arrays, info):
+    "Return the attribution that `to_state` described."
+    return CodeAttribution(arrays['credit'], arrays['carried'], arrays['where'], info['made_from'])
 
 # %% ../../nbs/codes/04_latents.ipynb #c4b32b58
 @patch(as_prop=True)
@@ -155,6 +155,11 @@ def _attribution_text(scores):
     lines = [_head_line(scores, head) for head, _ in scores.ranked()[:10]]
     return '\n'.join([title, *lines, f'  latents explain {scores.explained:.0%} of the attributions (squares)'])
 
+# %% ../../nbs/codes/04_latents.ipynb #cdae6d53
+@patch
+def __repr__(self: CodeAttribution):
+    return _attribution_text(self)
+
 # %% ../../nbs/codes/04_latents.ipynb #9e569da8
 def _check_norms(model):
     "Raise `InputError` if a layer has a norm behind attention."
@@ -181,10 +186,9 @@ def _attribute_batch(bound, sae, W, scales, metric, batch):
     clean, z, g = _write_gradients(bound.model, batch.positives, measure)
     gap = clean - measure(logits)
     z, z_neg, g = (x[:, :, batch.start :].float() for x in (z, z_neg, g))
-    device = sae.W_enc.device
     layers = []
     for x in zip(W, scales, z, z_neg, g):
-        whole, parts = _through_latents(sae, *(t.to(device) for t in x))
+        whole, parts = _through_latents(sae, *(t.to(sae.W_enc.device) for t in x))
         layers.append((whole, parts.sum(1), parts.sum(0)))
     credit, carried, where = (torch.cat(x, dim) for x, dim in zip(zip(*layers), (2, 1, 1)))
     return [x.cpu().numpy() for x in (gap, credit, carried, where)]

@@ -7,6 +7,8 @@ __all__ = ['DiscreteSAE', 'Codes', 'check_sae', 'head_scales', 'latent_readers',
            'load_sae']
 
 # %% ../../nbs/codes/01_sae.ipynb #ae684433
+from typing import Any
+
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -14,6 +16,14 @@ from torch import nn
 from torch.nn.functional import normalize
 from .activations import HeadActs
 from ..core import InputError, fingerprint, head_index, one_of, read_tensors, save_tensors
+
+# %% ../../nbs/codes/01_sae.ipynb #8c53503f
+_OPTIONS: dict[str, list] = dict(
+    unit_norm=['latents', 'last_axis'],
+    null_code=[-1, 0],
+    head_norm=[None, 'rms'],
+    init=['random', 'tied'],
+)
 
 # %% ../../nbs/codes/01_sae.ipynb #be3377f6
 class DiscreteSAE(nn.Module):
@@ -23,6 +33,8 @@ class DiscreteSAE(nn.Module):
     2. `decode`: `x_hat = a W_dec + b_dec`, with `W_dec` of unit norm along `dec_axis`.
     3. `codes`: the index of the largest entry of `a`, or `null_code` if all are zero.
     """
+
+    scale: torch.Tensor  # with head_norm: the RMS of each head, [n_layers * n_heads]
 
     def __init__(
         self,
@@ -35,35 +47,21 @@ class DiscreteSAE(nn.Module):
         seed: int = 0,  # Seed of the initial weights
     ):
         super().__init__()
-        one_of(unit_norm, ['latents', 'last_axis'], 'unit_norm')
-        one_of(null_code, [-1, 0], 'null_code')
-        one_of(head_norm, [None, 'rms'], 'head_norm')
-        one_of(init, ['random', 'tied'], 'init')
-        self.cfg = dict(
-            d_in=d_in, d_sae=d_sae, unit_norm=unit_norm, null_code=null_code, head_norm=head_norm, init=init, seed=seed
-        )
+        options = dict(unit_norm=unit_norm, null_code=null_code, head_norm=head_norm, init=init)
+        for name, value in options.items():
+            one_of(value, _OPTIONS[name], name)
+        self.cfg: dict[str, Any] = dict(d_in=d_in, d_sae=d_sae) | options | dict(seed=seed)
         g = torch.Generator().manual_seed(seed)
         self.W_enc = nn.Parameter(normalize(torch.randn(d_in, d_sae, generator=g), dim=0))
         self.W_dec = nn.Parameter(torch.randn(d_sae, d_in, generator=g))
         self.b_enc = nn.Parameter((torch.rand(d_sae, generator=g) * 2 - 1) / d_in**0.5)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
-        self.register_buffer('scale', torch.ones(0))  # with head_norm: the RMS of each head, [n_layers * n_heads]
+        self.register_buffer('scale', torch.ones(0))
         if init == 'tied':
             self.W_dec.data.copy_(self.W_enc.data.T)
         self.losses = []  # The training loss of each step
         self.made_from = {}  # The activations and rows that it was trained on
         self.constrain()
-
-    @property
-    def dec_axis(self) -> int:
-        "Return the axis along which the decoder has unit norm."
-        return dict(latents=1, last_axis=0)[self.cfg['unit_norm']]
-
-    @torch.no_grad()
-    def constrain(self):
-        "Scale both weight matrices to unit norm, in place."
-        for W, axis in ((self.W_enc, 0), (self.W_dec, self.dec_axis)):
-            W.div_(W.norm(dim=axis, keepdim=True).clamp_min_(1e-12))
 
     def encode(
         self,
@@ -86,6 +84,17 @@ class DiscreteSAE(nn.Module):
         "Return the reconstruction and the activations of the latents."
         a = self.encode(x)
         return self.decode(a), a
+
+    @property
+    def dec_axis(self) -> int:
+        "Return the axis along which the decoder has unit norm."
+        return dict(latents=1, last_axis=0)[self.cfg['unit_norm']]
+
+    @torch.no_grad()
+    def constrain(self):
+        "Scale both weight matrices to unit norm, in place."
+        for W, axis in ((self.W_enc, 0), (self.W_dec, self.dec_axis)):
+            W.div_(W.norm(dim=axis, keepdim=True).clamp_min_(1e-12))
 
 # %% ../../nbs/codes/01_sae.ipynb #7e291910
 @patch
@@ -139,16 +148,18 @@ class Codes:
     def __getitem__(self, i):
         return self.values[i]
 
-    def head(
-        self,
-        h,  # A head in any spelling
-    ) -> np.ndarray:  # int [example]; raises `InputError` if the model has no such head
-        "Return the codes of one head."
-        return self.values[:, head_index(h, self.n_layers, self.n_heads)]
-
     def fingerprint(self) -> str:  # 16 hex digits
         "Return a hash of the codes."
         return fingerprint(self.values.astype(np.int64))
+
+# %% ../../nbs/codes/01_sae.ipynb #2c3f9152
+@patch
+def head(
+    self: Codes,
+    h,  # A head in any spelling
+) -> np.ndarray:  # int [example]; raises `InputError` if the model has no such head
+    "Return the codes of one head."
+    return self.values[:, head_index(h, self.n_layers, self.n_heads)]
 
 # %% ../../nbs/codes/01_sae.ipynb #c054090e
 @patch
@@ -177,7 +188,7 @@ def plot(
 
 # %% ../../nbs/codes/01_sae.ipynb #9955cda0
 def check_sae(
-    sae: DiscreteSAE,  # An autoencoder
+    sae,  # A `DiscreteSAE`
     d_model: int,  # Width of the heads' outputs
     n_all: int,  # Number of heads of the model, all layers together
 ):
@@ -188,18 +199,13 @@ def check_sae(
             f'got {type(sae).__name__}.',
             code='not-an-sae',
         )
+    problem = ''
     if sae.cfg['d_in'] != d_model:
-        raise InputError(
-            f"the SAE reads width {sae.cfg['d_in']}, but the heads' outputs have width {d_model}. "
-            'Use an SAE that was trained on this model.',
-            code='other-model',
-        )
-    if len(sae.scale) not in (0, n_all):
-        raise InputError(
-            f'the SAE has a scale for {len(sae.scale)} heads, but there are {n_all} heads. '
-            'Use an SAE that was trained on this model.',
-            code='other-model',
-        )
+        problem = f"the SAE reads width {sae.cfg['d_in']}, but the heads' outputs have width {d_model}"
+    elif len(sae.scale) not in (0, n_all):
+        problem = f'the SAE has a scale for {len(sae.scale)} heads, but there are {n_all} heads'
+    if problem:
+        raise InputError(f'{problem}. Use an SAE that was trained on this model.', code='other-model')
 
 # %% ../../nbs/codes/01_sae.ipynb #318ba19a
 def head_scales(

@@ -8,6 +8,7 @@ __all__ = ['code_bias', 'code_strengths', 'token_contributions', 'shares', 'toke
 # %% ../../nbs/codes/05_tokens.ipynb #3a30933b
 import numpy as np
 import torch
+from fastcore.basics import patch
 from .activations import pool_weights
 from .sae import head_scales, latent_bias, latent_readers
 from ..core import InputError, progress
@@ -67,22 +68,28 @@ class _Contributions:
             self.weights.append(torch.from_numpy(weights))
             self.out.append(np.zeros((len(ids), found.codes.shape[1], ids.shape[1]), dtype=np.float32))
 
-    def add(self, kind, layer, z, start):
-        "Write the contributions of the positions from `start` on."
-        heads = slice(layer * self.n_heads, (layer + 1) * self.n_heads)
-        positions = slice(start, start + z.shape[1])
-        directions = _of_codes(self.readers[layer], self.codes[kind][:, heads]).to(z.device)
-        parts = torch.einsum('bphd,bhd->bhp', z, directions).cpu()
-        self.out[kind][:, heads, positions] = parts * self.weights[kind][positions]
+# %% ../../nbs/codes/05_tokens.ipynb #1eac8957
+@patch
+def add(self: _Contributions, kind, layer, z, start):
+    "Write the contributions of the positions from `start` on."
+    heads = slice(layer * self.n_heads, (layer + 1) * self.n_heads)
+    positions = slice(start, start + z.shape[1])
+    directions = _of_codes(self.readers[layer], self.codes[kind][:, heads]).to(z.device)
+    parts = torch.einsum('bphd,bhd->bhp', z, directions).cpu()
+    self.out[kind][:, heads, positions] = parts * self.weights[kind][positions]
 
-    def on_positives(self, layer, z):
-        "Add the positives, and the beginning that the negatives share with them."
-        self.add(0, layer, z, 0)
-        self.add(1, layer, z[:, : self.shared], 0)
+# %% ../../nbs/codes/05_tokens.ipynb #c8853446
+@patch
+def on_positives(self: _Contributions, layer, z):
+    "Add the positives, and the beginning that the negatives share with them."
+    self.add(0, layer, z, 0)
+    self.add(1, layer, z[:, : self.shared], 0)
 
-    def on_rest(self, layer, z):
-        "Add the rest of the negatives."
-        self.add(1, layer, z, self.out[1].shape[2] - z.shape[1])
+
+@patch
+def on_rest(self: _Contributions, layer, z):
+    "Add the rest of the negatives."
+    self.add(1, layer, z, self.out[1].shape[2] - z.shape[1])
 
 # %% ../../nbs/codes/05_tokens.ipynb #5e89186e
 def token_contributions(

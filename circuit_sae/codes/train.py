@@ -77,8 +77,8 @@ def point_sums(
     return x.sum(0), x.pow(2).sum(), len(x)
 
 # %% ../../nbs/codes/02_train.ipynb #cf2eea10
-def _set_gradients(sae, latents, centred, a, g, ga):
-    "Set the gradients of weights and encoder bias from the active points: `g` by reconstruction, `ga` by latent."
+def _set_gradients(sae, latents, centred, a, g, ga, inactive_g):
+    "Set all gradients from those of the active points, `g` by reconstruction and `ga` by latent, and of the rest."
     gE = torch.zeros_like(sae.W_enc)
     gD = torch.zeros_like(sae.W_dec)
     gb = torch.zeros_like(sae.b_enc)
@@ -88,6 +88,16 @@ def _set_gradients(sae, latents, centred, a, g, ga):
     sae.W_enc.grad = _tangent(gE, sae.W_enc, 0)
     sae.W_dec.grad = _tangent(gD, sae.W_dec, sae.dec_axis)
     sae.b_enc.grad = gb
+    sae.b_dec.grad = g.sum(0) - inactive_g - sae.W_enc @ gb
+
+# %% ../../nbs/codes/02_train.ipynb #8c14a99f
+def _active_part(sae, x):
+    "Return the active latents, their activations on the active points, these points less `b_dec`, and decoder rows."
+    a = _before_relu(sae, x).relu_()
+    points = a.sum(1).nonzero().squeeze(1)  # there may be none
+    latents = a.sum(0).nonzero().squeeze(1)
+    a = a.index_select(0, points).index_select(1, latents)
+    return latents, a, x.index_select(0, points).sub_(sae.b_dec), sae.W_dec.index_select(0, latents)
 
 # %% ../../nbs/codes/02_train.ipynb #9be4bcfc
 @torch.no_grad()
@@ -101,20 +111,14 @@ def sae_gradients(
     d = x.shape[1]
     b = sae.b_dec
     total, squares, n = sums or point_sums(x)
-    a = _before_relu(sae, x).relu_()
-    points = a.sum(1).nonzero().squeeze(1)  # the active ones; there may be none
-    latents = a.sum(0).nonzero().squeeze(1)
-    a = a.index_select(0, points).index_select(1, latents)
-    centred = x.index_select(0, points).sub_(b)
-    W_dec = sae.W_dec.index_select(0, latents)
+    latents, a, centred, W_dec = _active_part(sae, x)
     inactive_error = squares - 2 * (b @ total) + n * (b @ b) - _sum_squares(centred)
     error = torch.addmm(centred, a, W_dec, alpha=-1)
     loss = (_sum_squares(error) + inactive_error) / (n * d) + l1_coefficient * a.sum() / n
     g = error.mul_(-2 / (n * d))  # gradient by the reconstruction
     ga = torch.mm(g, W_dec.T).add_(l1_coefficient / n).mul_(a > 0)  # gradient by the latents before the ReLU
-    _set_gradients(sae, latents, centred, a, g, ga)
     inactive_g = 2 / (n * d) * (total - n * b - centred.sum(0))
-    sae.b_dec.grad = g.sum(0) - inactive_g - sae.W_enc @ sae.b_enc.grad
+    _set_gradients(sae, latents, centred, a, g, ga, inactive_g)
     return loss.item()
 
 # %% ../../nbs/codes/02_train.ipynb #d4c35bab
@@ -204,10 +208,10 @@ def train_sae(
     """
     _check_counts(d_sae, n_epochs, n_warm, recheck)
     rows = draw_examples(acts.is_positive, n_examples, draw, seed)
-    device = device or acts.z.device
-    sae = DiscreteSAE(acts.d_model, d_sae, unit_norm, null_code, head_norm, init, seed).to(device).requires_grad_(False)
+    place = torch.device(device or acts.z.device)
+    sae = DiscreteSAE(acts.d_model, d_sae, unit_norm, null_code, head_norm, init, seed).to(place).requires_grad_(False)
     if head_norm:
-        sae.scale = torch.from_numpy(acts.rms()).clamp_min(1e-8).to(device)
+        sae.scale = torch.from_numpy(acts.rms()).clamp_min(1e-8).to(place)
     x = training_points(sae, acts, rows)
     steps = _training_steps(sae, x, n_epochs, n_warm, recheck, seed)
     _fit(sae, x, l1_coefficient, lr, progress(steps, 'training the SAE', unit='step', total=n_epochs))

@@ -166,6 +166,19 @@ def tokenize_example(
         )
     return positive, negative, answers, wrongs
 
+# %% ../../nbs/data/01_tasks.ipynb #68c71f6c
+def _check_source(name, source, n):
+    "Return the first `n` pairs of a list, or a recipe, and their number; raise `InputError` for fewer than two."
+    if not callable(source):
+        source = list(source)
+        n = len(source) if n is None else min(n, len(source))
+        source = source[: max(n, 0)]
+    if not n or n < 2:
+        raise InputError(
+            f"task '{name}' has {n or 0} pairs; at least 2 are needed to compare classes.", code='pair-count'
+        )
+    return source, n
+
 # %% ../../nbs/data/01_tasks.ipynb #f6856efd
 class Task:
     """Hold pairs of positive and negative prompts with answers.
@@ -187,17 +200,8 @@ class Task:
         settings: dict = None,  # Other settings of the recipe, for the record
     ):
         one_of(answer_token, ['whole', 'first'], 'answer_token')
-        if not callable(source):
-            source = list(source)
-            n = len(source) if n is None else min(n, len(source))
-            source = source[: max(n, 0)]
-        if not n or n < 2:
-            raise InputError(
-                f"task '{name}' has {n or 0} pairs; at least 2 are needed to compare classes.", code='pair-count'
-            )
         self.name = name
-        self.source = source
-        self.n = n
+        self.source, self.n = _check_source(name, source, n)
         self.seed = seed
         self.answer_token = answer_token
         self.equal_length = equal_length
@@ -205,20 +209,6 @@ class Task:
         self.settings = settings or {}
         self._bound = {}  # encoder and pairs by tokenizer
         self._tokens = {}  # token ids by tokenizer
-
-    @classmethod
-    def from_data(
-        cls,
-        data,  # A CSV or JSONL file, a DataFrame, a dict of lists or a list; see `read_examples`
-        name: str = None,  # Default: the name of the file, or 'custom'
-        **kwargs,  # `n`, `answer_token`, `equal_length`, `description`
-    ):  # A `Task`
-        "Return a task of your own pairs."
-        if name is None:
-            name = Path(data).stem if isinstance(data, (str, Path)) else 'custom'
-        return cls(name, read_examples(data), **kwargs)
-
-    from_file = from_data
 
     @cached_property
     def examples(self) -> list:
@@ -264,6 +254,22 @@ def _draw_pairs(task, fits=None):
         f'among the first {most} candidates. Ask for fewer pairs, or use another task.',
         code='pair-count',
     )
+
+# %% ../../nbs/data/01_tasks.ipynb #31b70397
+@patch(cls_method=True)
+def from_data(
+    cls: Task,
+    data,  # A CSV or JSONL file, a DataFrame, a dict of lists or a list; see `read_examples`
+    name: str = None,  # Default: the name of the file, or 'custom'
+    **kwargs,  # `n`, `answer_token`, `equal_length`, `description`
+) -> Task:
+    "Return a task of your own pairs."
+    if name is None:
+        name = Path(data).stem if isinstance(data, (str, Path)) else 'custom'
+    return Task(name, read_examples(data), **kwargs)
+
+
+Task.from_file = Task.from_data
 
 # %% ../../nbs/data/01_tasks.ipynb #83dae6ad
 @patch

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ..core import InputError, one_of, progress
-from ..data.batches import BoundTask, bind_task, pair_batches
+from ..data.batches import BoundTask, bind_task, check_task, pair_batches
 from ..data.tasks import Task, tokenize_example
 from .forward import run_pairs
 
@@ -125,6 +125,15 @@ def _lint_answers(examples, encoder, answer_token):
         messages = [first + messages[0]]
     return [Lint('answer', message) for message in messages]
 
+# %% ../../nbs/models/05_behaviour.ipynb #3e1a9c2a
+def _encode_pairs(model, task):
+    "Return the encoder of a task, the pairs that fit the tokenizer, and how an answer counts."
+    if isinstance(model, BoundTask):
+        task = model.task.take(model.n)
+        model = model.model
+    task = check_task(task)
+    return task.encoder(model), task.bind(model).examples, task.answer_token
+
 # %% ../../nbs/models/05_behaviour.ipynb #9fd8e2d2
 def lint_task(
     model,  # A TransformerLens model, a Hugging Face tokenizer, or a `BoundTask`
@@ -134,11 +143,7 @@ def lint_task(
 
     Each rule is a function of its own. `check_behaviour` adds what the model shows.
     """
-    if isinstance(model, BoundTask):
-        task = model.task.take(model.n)
-        model = model.model
-    encoder = task.encoder(model)
-    examples = task.bind(model).examples
+    encoder, examples, answer_token = _encode_pairs(model, task)
     positives = [encoder(e.positive) for e in examples]
     negatives = [encoder(e.negative) for e in examples]
     return [
@@ -147,7 +152,7 @@ def lint_task(
         *_lint_variety(examples),
         *_lint_spaces(examples),
         *_lint_diversity(positives, negatives),
-        *_lint_answers(examples, encoder, task.answer_token),
+        *_lint_answers(examples, encoder, answer_token),
     ]
 
 # %% ../../nbs/models/05_behaviour.ipynb #2303f7c5
@@ -230,20 +235,23 @@ class Behaviour:
         self.is_positive = np.asarray(is_positive, dtype=bool)
         self.name = name
 
-    @property
-    def logit_diff(self) -> np.ndarray:
-        "Return the log odds of the answers against the wrong answers, float32 [row]."
-        return self.judged[:, 0]
+# %% ../../nbs/models/05_behaviour.ipynb #05f43191
+@patch(as_prop=True)
+def logit_diff(self: Behaviour) -> np.ndarray:
+    "Return the log odds of the answers against the wrong answers, float32 [row]."
+    return self.judged[:, 0]
 
-    @property
-    def rank(self) -> np.ndarray:
-        "Return the rank of the best answer, 0 for the most likely token, float32 [row]."
-        return self.judged[:, 1]
 
-    @property
-    def prob(self) -> np.ndarray:
-        "Return the probability of the answers, float32 [row]."
-        return self.judged[:, 2]
+@patch(as_prop=True)
+def rank(self: Behaviour) -> np.ndarray:
+    "Return the rank of the best answer, 0 for the most likely token, float32 [row]."
+    return self.judged[:, 1]
+
+
+@patch(as_prop=True)
+def prob(self: Behaviour) -> np.ndarray:
+    "Return the probability of the answers, float32 [row]."
+    return self.judged[:, 2]
 
 # %% ../../nbs/models/05_behaviour.ipynb #12e91b09
 def _summarize(behaviour, rows):

@@ -158,10 +158,8 @@ def run_pairs(
     out = _forward(model, ids, on_z, own)
     kv = keys_values(out, model.cfg.n_layers, len(ids[0])) if start else None
     logits = last_logits(out, own)
-    cache = {}
-    if kv is not None:
-        others = np.asarray(others)[:, start:]
-        cache = dict(past_key_values=first_positions(kv, slice(None), start))
+    cache = {} if kv is None else dict(past_key_values=first_positions(kv, slice(None), start))
+    others = others if kv is None else np.asarray(others)[:, start:]
     del out, kv  # so that each layer's memory is freed when the new cache replaces it
     return logits, last_logits(_forward(model, others, on_rest, other, **cache), other)
 
@@ -181,6 +179,22 @@ def _writes_and_outputs(model, ids, W):
         run(model, ids, sum_heads)
     return writes, added
 
+# %% ../../nbs/models/03_forward.ipynb #8e2178bc
+def _sum_error(model, layer, writes, added):
+    "Return the largest difference of the heads' writes from what attention adds, relative to the largest entry."
+    error = added - writes
+    if getattr(model.blocks[layer].attn.o.original_component, 'bias', None) is not None:
+        error = error - error[:1, :1]  # the bias is the same at all positions
+    return (error.abs().max() / added.abs().max().clamp_min(1e-9)).item()
+
+
+def _wrong_sum(layer, error):
+    "Return the message for an architecture whose writes do not sum."
+    return (
+        f"expected the heads' writes to sum to what attention adds; in layer {layer} the relative error is "
+        f'{error:.2g}. This architecture is not supported: scores of its heads would be wrong.'
+    )
+
 # %% ../../nbs/models/03_forward.ipynb #2e0df893
 def check_writes(
     model,  # A TransformerLens bridge
@@ -196,14 +210,7 @@ def check_writes(
     writes, added = _writes_and_outputs(model, ids, write_matrices(model) if W is None else W)
     worst = 0.0
     for layer in writes:
-        error = added[layer] - writes[layer]
-        if getattr(model.blocks[layer].attn.o.original_component, 'bias', None) is not None:
-            error = error - error[:1, :1]  # the bias is the same at all positions
-        worst = max(worst, (error.abs().max() / added[layer].abs().max().clamp_min(1e-9)).item())
+        worst = max(worst, _sum_error(model, layer, writes[layer], added[layer]))
         if worst > tol:
-            raise InputError(
-                f"expected the heads' writes to sum to what attention adds; in layer {layer} the relative error is "
-                f'{worst:.2g}. This architecture is not supported: scores of its heads would be wrong.',
-                code='writes-do-not-sum',
-            )
+            raise InputError(_wrong_sum(layer, worst), code='writes-do-not-sum')
     return worst

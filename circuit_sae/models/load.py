@@ -234,6 +234,14 @@ def model_identity(
         weights=fingerprint({name: _sample(model, name, p) for name, p in weights}),
     )
 
+# %% ../../nbs/models/01_load.ipynb #e98032a4
+def _tiny_config(**changes):
+    "Return the configuration of a random model, native to TransformerLens."
+    from transformer_lens.config import TransformerBridgeConfig
+
+    kind = dict(act_fn='gelu', normalization_type='LN', architecture='TransformerLensNative')
+    return TransformerBridgeConfig(n_ctx=512, initializer_range=0.2, **kind, **changes)
+
 # %% ../../nbs/models/01_load.ipynb #b127c029
 def tiny_model(
     n_layers: int = 2,  # Layers
@@ -243,14 +251,12 @@ def tiny_model(
     seed: int = 0,  # Seed of the weights
 ):  # A TransformerLens bridge
     "Return a small random model with a real tokenizer."
-    from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
     import transformer_lens.model_bridge.sources.native  # noqa: F401 (registers the architecture)
 
     tokenizer = tiny_tokenizer()
-    shape = dict(n_layers=n_layers, n_heads=n_heads, d_model=d_model, d_head=d_head, d_mlp=4 * d_model, n_ctx=512)
-    kind = dict(act_fn='gelu', normalization_type='LN', architecture='TransformerLensNative')
-    cfg = TransformerBridgeConfig(d_vocab=len(tokenizer), seed=seed, initializer_range=0.2, **shape, **kind)
+    shape = dict(n_layers=n_layers, n_heads=n_heads, d_model=d_model, d_head=d_head, d_mlp=4 * d_model)
+    cfg = _tiny_config(d_vocab=len(tokenizer), seed=seed, **shape)
     with quietly():
         model = TransformerBridge.boot_native(cfg)
     model.tokenizer = tokenizer

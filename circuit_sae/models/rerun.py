@@ -106,12 +106,14 @@ class Midway:
         self.logits = last_logits(out)
         self.kv = keys_values(out, model.cfg.n_layers, self.ids.shape[1])
 
-    def clip(
-        self,
-        start: int,  # The first position that changes
-    ) -> int:
-        "Return the first position that a rerun computes; `edit` gets the positions from there on."
-        return min(start, self.ids.shape[1] - 1) if self.kv else 0
+# %% ../../nbs/models/04_rerun.ipynb #8786d985
+@patch
+def clip(
+    self: Midway,
+    start: int,  # The first position that changes
+) -> int:
+    "Return the first position that a rerun computes; `edit` gets the positions from there on."
+    return min(start, self.ids.shape[1] - 1) if self.kv else 0
 
 # %% ../../nbs/models/04_rerun.ipynb #7681393a
 @patch

@@ -55,10 +55,10 @@ def write_matrices(
                 'Use a transformer model.',
                 code='no-attention',
             )
-    out = None
+    out = torch.empty(0)
     for layer in range(len(model.blocks)):  # one at a time: layers may be offloaded to disk
         W = write_matrix(model, layer)
-        if out is None:
+        if layer == 0:
             out = W.new_empty(model.cfg.n_layers, *W.shape)
         if out.device != W.device:
             out = out.cpu()

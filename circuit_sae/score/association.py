@@ -7,6 +7,8 @@ __all__ = ['has_pairs', 'relabel', 'relabelled_counts', 'describe_labellings', '
            'edge_association']
 
 # %% ../../nbs/score/04_association.ipynb #4193b797
+from dataclasses import dataclass
+
 import numpy as np
 from fastcore.basics import patch
 from ..core import Head, InputError, all_heads, head_index, progress
@@ -96,28 +98,18 @@ def describe_labellings(
     return f'{n_perm} {"swaps within pairs" if paired else "permutations of the labels"}'
 
 # %% ../../nbs/score/04_association.ipynb #d44cbaf2
+@dataclass(repr=False, eq=False)
 class Association:
     "Hold the unique codes of heads, or of pairs of heads, with their p-values under random labels."
 
-    def __init__(
-        self,
-        names,  # `Head`s, or pairs (sender, receiver)
-        counts,  # Unique codes, int [name]
-        chance,  # Mean count under random labels, float [name]
-        z,  # (count - chance) / standard deviation under random labels, float [name]
-        p,  # p-values, float [name]
-        p_max,  # p-values of the largest `z` of all names, float [name]
-        n_perm: int,  # Labellings
-        paired: bool,  # Were labels exchanged within pairs?
-    ):
-        self.names = list(names)
-        self.counts = counts
-        self.chance = chance
-        self.z = z
-        self.p = p
-        self.p_max = p_max
-        self.n_perm = n_perm
-        self.paired = paired
+    names: list  # `Head`s, or pairs (sender, receiver)
+    counts: np.ndarray  # Unique codes, int [name]
+    chance: np.ndarray  # Mean count under random labels, float [name]
+    z: np.ndarray  # (count - chance) / standard deviation under random labels, float [name]
+    p: np.ndarray  # p-values, float [name]
+    p_max: np.ndarray  # p-values of the largest `z` of all names, float [name]
+    n_perm: int  # Labellings
+    paired: bool  # Were labels exchanged within pairs?
 
     def __len__(self):
         return len(self.counts)
@@ -206,7 +198,7 @@ def _test_all(parts, names, is_positive, n_perm, paired, seed):
         np.maximum(highest, largest, out=highest)
     counts, chance, z, p = map(np.concatenate, zip(*results))
     p_max = (1 + n_perm - np.searchsorted(np.sort(highest), z - 1e-9)) / (1 + n_perm)
-    return Association(names, counts, chance, z, p, p_max, n_perm, paired)
+    return Association(list(names), counts, chance, z, p, p_max, n_perm, paired)
 
 # %% ../../nbs/score/04_association.ipynb #3ee5c312
 def node_association(
@@ -225,7 +217,7 @@ def node_association(
     4. Adjust for the number of heads: `q`, `q_any` and `p_max`.
     """
     c, y = check_codes(codes, is_positive)
-    n_heads = n_heads or getattr(codes, 'n_heads', 1)
+    n_heads = n_heads or int(getattr(codes, 'n_heads', 1))
     return _test_all([c], all_heads(c.shape[1] // n_heads, n_heads), y, n_perm, paired, seed)
 
 # %% ../../nbs/score/04_association.ipynb #d97d8535

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
+
+# %% ../../nbs/score/01_flow.ipynb #33c0aee9
 from ..core import InputError, one_of, progress
 from ..data.batches import BoundTask, bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
@@ -296,7 +298,12 @@ class _BatchFlow(NamedTuple):
 
     by_position: torch.Tensor  # Attribution, [pair, position from the first difference on, layer * head]
     arrived: torch.Tensor  # What arrives at the embeddings, [pair]
-    edges: torch.Tensor  # Direct attribution, [pair, sender, receiver], or None
+    edges: torch.Tensor | None  # Direct attribution, [pair, sender, receiver], or None
+
+
+def _join_layers(direct):
+    "Return the direct attribution of all layers, [pair, sender, receiver], or None if no layer has any."
+    return torch.cat(direct, 1).transpose(1, 2).cpu() if direct else None
 
 # %% ../../nbs/score/01_flow.ipynb #7a040ddd
 @patch
@@ -318,11 +325,7 @@ def sweep(
             direct.insert(0, _direct(layer, through, writes))
         m = m + (through.sum(2) if edges else through)
     arrived = (m * pair_diff(cache[0]['resid'])).sum((1, 2))
-    return _BatchFlow(
-        torch.cat(attributions, 2).cpu(),
-        arrived.cpu(),
-        torch.cat(direct, 1).transpose(1, 2).cpu() if edges else None,
-    )
+    return _BatchFlow(torch.cat(attributions, 2).cpu(), arrived.cpu(), _join_layers(direct))
 
 # %% ../../nbs/score/01_flow.ipynb #938021cf
 @patch
@@ -343,8 +346,7 @@ def batch(
     resid = cache[-1]['resid']
     rows, last = torch.arange(len(ids)), lengths - 1 - batch.start
     m = torch.zeros_like(pair_diff(resid))
-    n_pairs = len(m)
-    m[rows[:n_pairs], last[:n_pairs]] = self.final_multiplier(logits, resid[rows, last])
+    m[rows[: len(m)], last[: len(m)]] = self.final_multiplier(logits, resid[rows, last])
     return self.sweep(cache, m, batch.start, edges)
 
 # %% ../../nbs/score/01_flow.ipynb #0268354a
@@ -410,7 +412,7 @@ def signed(self: Flow) -> np.ndarray:
 
 
 @patch(as_prop=True)
-def edges(self: Flow) -> EdgeScores:
+def edges(self: Flow) -> EdgeScores | None:
     "Return the scores of the edges, which have no sign; None if they were not computed."
     if self.between is None:
         return None
@@ -494,7 +496,7 @@ def to_state(self: Flow) -> tuple:  # (dict of arrays, dict of plain values)
 @patch(cls_method=True)
 def from_state(cls: Flow, arrays: dict, info: dict) -> Flow:
     "Return the flow that `to_state` described."
-    return cls(arrays['credit'], arrays['left'], info, arrays.get('between'))
+    return Flow(arrays['credit'], arrays['left'], info, arrays.get('between'))
 
 # %% ../../nbs/score/01_flow.ipynb #a0ce6761
 def flow_record(

@@ -71,6 +71,13 @@ def measure_norm(
     gain = safe_ratio(y * x.pow(2).mean().sqrt(), x)[0].float()
     return Norm(gain, centres, True, _measure_eps(norm, zero, gain, 1e-4 * x))
 
+# %% ../../nbs/score/00_flow_rules.ipynb #230f580f
+def _through_scale(u, x, scale):
+    "Return the multiplier of `x`, for the multiplier `u` of `x / scale`, where `scale` depends on `x`."
+    pos, neg = scale.clamp_min(1e-15).chunk(2)
+    mean = pair_mean(x)
+    return u * (1 / pos + 1 / neg) / 2 - mean * (mean * u).mean(-1, keepdim=True) * 2 / (pos * neg * (pos + neg))
+
 # %% ../../nbs/score/00_flow_rules.ipynb #93f448b3
 def through_norm(
     m: torch.Tensor,  # Multiplier of the norm's output, [pair, position, d_model]
@@ -90,9 +97,7 @@ def through_norm(
     scale = (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
     if held:
         return u / pair_mean(scale)
-    pos, neg = scale.clamp_min(1e-15).chunk(2)
-    mean = pair_mean(x)
-    return u * (1 / pos + 1 / neg) / 2 - mean * (mean * u).mean(-1, keepdim=True) * 2 / (pos * neg * (pos + neg))
+    return _through_scale(u, x, scale)
 
 # %% ../../nbs/score/00_flow_rules.ipynb #1f241107
 def norm_scale(
@@ -202,7 +207,7 @@ def through_heads(
 ) -> torch.Tensor:  # [pair, position, d_model]; with `each`, [pair, position, head, d_model]
     "Return the multiplier of the heads' input, after its norm."
     weights = attn.W_Q, attn.W_K, attn.W_V
-    out = 0
+    out = m.new_zeros(())
     for x, W in zip(qkv_multipliers(cache, m, start), weights):
         x = x.unflatten(2, (len(W), -1))  # [pair, position, matrix, heads that share it, d_head]
         if each:

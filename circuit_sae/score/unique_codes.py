@@ -7,6 +7,7 @@ __all__ = ['check_codes', 'CodeCounts', 'node_scores', 'pair_counts', 'edge_scor
 
 # %% ../../nbs/score/03_unique_codes.ipynb #fb526b97
 import numpy as np
+from fastcore.basics import patch
 from ..core import InputError
 from ..results import EdgeScores, HeadScores, layer_order
 
@@ -60,17 +61,31 @@ class CodeCounts(HeadScores):
         self.codes = codes
         self.is_positive = is_positive
 
-    def to_state(self) -> tuple:
-        "Return what a saved file holds."
-        arrays, info = super().to_state()
-        counted = dict(codes=self.codes, is_positive=self.is_positive)
-        return arrays | {k: v for k, v in counted.items() if v is not None}, info
+# %% ../../nbs/score/03_unique_codes.ipynb #daefce0a
+@patch
+def to_state(self: CodeCounts) -> tuple:
+    "Return what a saved file holds."
+    arrays, info = HeadScores.to_state(self)
+    counted = dict(codes=self.codes, is_positive=self.is_positive)
+    return arrays | {k: v for k, v in counted.items() if v is not None}, info
 
-    @classmethod
-    def from_state(cls, arrays, info):
-        "Return the counts that `to_state` described."
-        counted = arrays.get('codes'), arrays.get('is_positive')
-        return cls(arrays['values'], info['n_heads'], info['name'], *counted, info['made_from'], info['over'])
+
+@patch(cls_method=True)
+def from_state(cls: CodeCounts, arrays, info):
+    "Return the counts that `to_state` described."
+    counted = arrays.get('codes'), arrays.get('is_positive')
+    return CodeCounts(arrays['values'], info['n_heads'], info['name'], *counted, info['made_from'], info['over'])
+
+# %% ../../nbs/score/03_unique_codes.ipynb #9d900a1e
+def _count_marks(c, y):
+    "Return the number of codes that each head takes on positives `y` alone, for checked codes [example, head]."
+    n_heads = c.shape[1]
+    width = int(c.max()) + 2  # one cell for each code and one for the null code
+    cell = c + np.arange(n_heads) * width + 1
+    unique = np.zeros(n_heads * width, dtype=bool)
+    unique[cell[y].ravel()] = True
+    unique[cell[~y].ravel()] = False
+    return unique.reshape(n_heads, width)[:, 1:].sum(1)
 
 # %% ../../nbs/score/03_unique_codes.ipynb #c527da72
 def node_scores(
@@ -86,13 +101,7 @@ def node_scores(
     Source: arXiv 2405.12522, section 3, "node-level".
     """
     c, y = check_codes(codes, is_positive)
-    n_heads = c.shape[1]
-    width = int(c.max()) + 2  # one cell for each code and one for the null code
-    cell = c + np.arange(n_heads) * width + 1
-    unique = np.zeros(n_heads * width, dtype=bool)
-    unique[cell[y].ravel()] = True
-    unique[cell[~y].ravel()] = False
-    counts = unique.reshape(n_heads, width)[:, 1:].sum(1)
+    counts = _count_marks(c, y)
     return CodeCounts(counts, codes.n_heads, 'unique codes', c, y) if hasattr(codes, 'n_heads') else counts
 
 # %% ../../nbs/score/03_unique_codes.ipynb #5df9b825
@@ -159,7 +168,7 @@ def edge_scores(
     n_heads: int = None,  # Heads in a layer; default: as `codes` says, or 1
 ):  # int [sender, receiver], or `EdgeScores` if `codes` is `Codes`
     "Return the pair count if the sender is in an earlier layer than the receiver, and zero for all other pairs."
-    n_heads = n_heads or getattr(codes, 'n_heads', 1)
+    n_heads = n_heads or int(getattr(codes, 'n_heads', 1))
     counts = pair_counts(codes, is_positive)
     if len(counts) % n_heads:
         raise InputError(
