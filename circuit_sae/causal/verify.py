@@ -334,7 +334,7 @@ def table(self: Verification) -> str:
     def line(label, cells):
         return f'{label:<26}' + ''.join(f'{c:>22}' for c in cells)
 
-    score = '' if self.scores is None else 'association'
+    score = '' if self.scores is None else 'score'
     lines = [
         f"{len(self.heads)} heads of {n}: '{m['task']}' in {m['model']['name']}, {m['n_pairs']} pairs, "
         f'{m["metric"]} {self.sets["all"].mean():.2f} on positives, {self.negative.mean():.2f} on negatives',
@@ -460,7 +460,7 @@ def plot(
         self._draw_others(ax, effects, size)
     x, label = (self.minimality[a], 'minimality: F lost without the head')
     if self.scores is not None:
-        x, label = self.association, 'association'
+        x, label = self.association, 'score'
     _draw_heads(ax, x, self.alone[a], self.alone_se[a], [str(h) for h in self.heads], True)
     if effects is not None:
         ax.legend(fontsize=7)
