@@ -264,13 +264,13 @@ def _sign_note(score, signed):
 # %% ../nbs/03_circuit.ipynb #0649d370
 def _row_text(row, with_sign, marked):
     "Return one line of the table."
-    text = f'{row["rank"]:>4}  {row["head"]!s:<7}{row["score"]:>9.4g}'
+    text = f'{row["rank"]:>4}  {row["head"]!s:<7}{row["score"]:>10.4g}'
     if with_sign:
-        text += f'{row["signed"]:>+9.3g}'
+        text += f'{row["signed"]:>+10.3g}'
     if 'share' in row:
-        text += f'{row["share"]:>9.3g}'
+        text += f'{row["share"]:>10.3g}'
     if 'q' in row:
-        text += f'{row["q"]:>9.4f}'
+        text += f'{row["q"]:>10.4f}'
     if row['head'] in marked:
         text += '  *'
     return text + (_sign_note(row['score'], row['signed']) if with_sign else '')
@@ -282,7 +282,7 @@ def _header(row, with_sign, over):
     if 'share' in row:
         columns.append('share' if over == 'sum' else 'softmax')
     columns += ['q'] * ('q' in row)
-    return f'{"rank":>4}  {"head":<7}' + ''.join(f'{name:>9}' for name in columns)
+    return f'{"rank":>4}  {"head":<7}' + ''.join(f'{name:>10}' for name in columns)
 
 # %% ../nbs/03_circuit.ipynb #908df589
 _SHARES = dict(

@@ -132,8 +132,8 @@ def ranked(
     k: int = None,  # How many; default: all
 ) -> list:  # [(head, signed score)]
     "Return the heads with their signed scores, largest score first."
-    heads = self.heads
-    return [(heads[i], self.signed[i]) for i in self.order()[:k]]
+    heads, signed = self.heads, self.signed
+    return [(heads[i], signed[i]) for i in self.order()[:k]]
 
 # %% ../nbs/02_results.ipynb #b77f287d
 @patch
@@ -148,9 +148,10 @@ def table(
     k: int = 10,  # How many heads
 ) -> str:
     "Return the best heads with score and signed score as text."
-    lines = [f'{"rank":>4}  {"head":<8}{"score":>10}{"signed":>10}']
+    lines = [f'{"rank":>4}  {"head":<8}{"score":>11}{"signed":>11}']
+    signed = self.signed
     for rank, i in enumerate(self.order()[:k], 1):
-        lines.append(f'{rank:>4}  {self.heads[i]!s:<8}{self.values[i]:>10.4g}{self.signed[i]:>+10.4g}')
+        lines.append(f'{rank:>4}  {self.heads[i]!s:<8}{self.values[i]:>11.4g}{signed[i]:>+11.4g}')
     return '\n'.join(lines)
 
 # %% ../nbs/02_results.ipynb #106d9ad8

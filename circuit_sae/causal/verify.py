@@ -408,7 +408,7 @@ def _draw_random(ax, random, faithfulness):
     for y, name in ((0, 'no head'), (1, 'all heads')):
         ax.axhline(y, color='.7', lw=0.8, ls=':', zorder=0)
         ax.annotate(name, (0.55, y), fontsize=6, color='.4', ha='right', va='bottom')
-    ax.set(xlim=(-0.6, 0.6), xticks=[], ylabel='F')
+    ax.set(xlim=(-0.6, 0.6), xticks=[], ylabel='faithfulness')
     ax.set_title(f'F of the circuit (point)\nand of {len(random)} random ones', fontsize=8)
 
 # %% ../../nbs/causal/02_verify.ipynb #0367e57c
