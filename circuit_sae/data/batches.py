@@ -57,7 +57,7 @@ def check_task(
     task,  # What the user gave
 ) -> Task:
     "Return `task`; raise `InputError` unless it is a `Task`."
-    if not isinstance(task, Task):
+    if not callable(getattr(task, 'tokens', None)):
         raise InputError(
             f"expected a Task, got {task!r}. Make one with ioi_task(), get_task('ioi') or Task.from_data(...).",
             code='not-a-task',
