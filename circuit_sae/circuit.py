@@ -259,7 +259,7 @@ def _sign_note(score, signed):
     "Return what the sign of a score says; pairs differ if it is far below the score."
     if abs(signed) < score / 2:
         return '  sign differs between pairs'
-    return '  works against the answer' if signed < 0 else ''
+    return '  works against the change' if signed < 0 else ''
 
 # %% ../nbs/03_circuit.ipynb #0649d370
 def _row_text(row, with_sign, marked):
@@ -296,7 +296,7 @@ def _explain(circuit, row, with_sign, marked):
     "Return the lines that explain the columns of the table."
     lines = [f'score    {circuit.scores.name}; the higher, the more important the head']
     if with_sign:
-        lines.append('signed   the same with the sign kept; a head below 0 works against the answer')
+        lines.append('signed   the same with the sign kept; a head below 0 works against the change of the prediction')
     if 'share' in row:
         lines.append(_SHARES[circuit.settings.get('over', 'heads')])
     if 'q' in row:

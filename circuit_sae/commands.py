@@ -87,6 +87,13 @@ def _spent(timings, folder):
     read = ', '.join(name for name, s in timings.items() if s is None)
     return computed + (f'; read from {folder}: {read}' if read else '')
 
+# %% ../nbs/05_commands.ipynb #5b0e77a1
+def _repeated(args, *more):
+    "Return the options --model, --n and others as they were given, to repeat them in a further command."
+    given = {name: getattr(args, name) for name in ('model', 'n', *more)}
+    usual = dict(model='smollm2-135m', n=250, out=None)
+    return ''.join(f' --{name} {value}' for name, value in given.items() if value != usual[name])
+
 # %% ../nbs/05_commands.ipynb #5afe678e
 def find_command(args):
     "Find a circuit, print it, and write it into the folder of --out."
@@ -101,8 +108,8 @@ def find_command(args):
     print(found.circuit.table(max(args.rows, len(found.circuit) + 1)))
     print(
         '\nThese scores are attributions, not causal effects, and other prompts give a list that differs in part.'
-        f'\nMeasure the effect of every head:  circuit_sae patch {args.task}'
-        f'\nTest the circuit:                  circuit_sae certify {args.task}\n'
+        f'\nMeasure the effect of every head:  circuit_sae patch {args.task}{_repeated(args)}'
+        f'\nTest the circuit:                  circuit_sae certify {args.task}{_repeated(args, "out")}\n'
     )
     print(_spent(found.timings, args.out))
     if args.out:
@@ -260,10 +267,11 @@ def _methods(names):
 # %% ../nbs/05_commands.ipynb #c889c707
 def _benchmark_tasks(args):
     "Return the tasks to run, by default all that fit the models."
+    from circuit_sae.data.prompts import TASKS
     from circuit_sae.truth.planted import PLANTS
 
     planted = args.models == ['planted']
-    return args.tasks or (list(PLANTS) if planted else ['ioi', 'greater_than', 'docstring', 'induction'])
+    return args.tasks or list(PLANTS if planted else TASKS)
 
 # %% ../nbs/05_commands.ipynb #af57f23b
 def benchmark_command(args):

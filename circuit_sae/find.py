@@ -326,11 +326,6 @@ def _find(bound, settings, folder):
 # %% ../nbs/04_find.ipynb #ecdd21a9
 def _bind(model, task):
     "Return the bound task, with a `Task` of the same number of pairs."
-    if isinstance(model, Task):
-        raise InputError(
-            'expected the model first and the task second, got a Task first. Call find_circuit(model, task).',
-            code='swapped-arguments',
-        )
     bound = bind_task(model, task)
     if bound.n == bound.task.n:
         return bound
@@ -354,13 +349,14 @@ def find_circuit(
     n_flow: int = FindSettings.n_flow,  # Pairs that the flow runs on, from the first on
     **changes,  # Arguments of `train_sae` that replace those of the preset
 ) -> Found:  # Raises `InputError` for a setting, task or folder that cannot be used
-    """Find the heads that carry out a task (O'Neill & Bui, arXiv 2405.12522, section 3).
+    """Find the heads that carry out a task.
 
     1. Bind the task to the model and check the settings.
     2. Run the prompts; keep the pooled output of every head.
     3. Unless unique codes rank the heads, compute the difference flow of the first `n_flow` pairs.
     4. Train the SAE and read the code of every head on every prompt.
-    5. Rank the heads by flow, or by the number of codes that only positives take, and choose the circuit.
+    5. Rank the heads by flow, or with `score='unique codes'` by the number of codes that only positives take
+       (O'Neill & Bui, arXiv 2405.12522, section 3), and choose the circuit.
     """
     settings = FindSettings(
         preset, n_train, seed, threshold, top_k, fdr, over, pool, batch_size, score, n_flow, changes

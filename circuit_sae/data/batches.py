@@ -58,8 +58,9 @@ def check_task(
 ) -> Task:
     "Return `task`; raise `InputError` unless it is a `Task`."
     if not callable(getattr(task, 'tokens', None)):
+        given = repr(task) if isinstance(task, (str, int, float, type(None))) else type(task).__name__
         raise InputError(
-            f"expected a Task, got {task!r}. Make one with ioi_task(), get_task('ioi') or Task.from_data(...).",
+            f"expected a Task, got {given}. Make one with ioi_task(), get_task('ioi') or Task.from_data(...).",
             code='not-a-task',
         )
     return task
@@ -211,4 +212,9 @@ def bind_task(
                 'the first argument is a bound task, which has its task; leave out `task`.', code='not-a-task'
             )
         return model
+    if isinstance(model, Task):
+        raise InputError(
+            'expected the model first and the task second, got a Task first. Swap the two arguments.',
+            code='swapped-arguments',
+        )
     return BoundTask(model, check_task(task))

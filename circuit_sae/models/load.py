@@ -72,8 +72,9 @@ def _device(name):
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as e:
         available = 'cpu, cuda' if has_gpu else 'cpu'
+        reason = str(e).splitlines()[0].rstrip('.')
         raise InputError(
-            f"cannot use the device '{name}': {str(e).splitlines()[0]} Available here: {available}.",
+            f"cannot use the device '{name}': {reason}. Available here: {available}.",
             code='no-such-device',
         ) from e
     return name

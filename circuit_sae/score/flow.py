@@ -407,7 +407,7 @@ def values(self: Flow) -> np.ndarray:
 # %% ../../nbs/score/01_flow.ipynb #cef7f616
 @patch(as_prop=True)
 def signed(self: Flow) -> np.ndarray:
-    "Return the median over pairs of the signed attribution; below 0: the head works against the difference."
+    "Return the median over pairs of the signed attribution; below 0: the head works against the prediction's change."
     return np.median(self.by_pair, 0)
 
 
@@ -445,9 +445,10 @@ def peak(
 @patch
 def __repr__(self: Flow) -> str:
     m = self.made_from
-    title = f"{self.name}: '{m['task']}' in {m['model']['name']}, {len(self.by_position)} pairs; median attribution"
+    title = f"{self.name}: '{m['task']}' in {m['model']['name']}, {len(self.by_position)} pairs"
+    order = 'sorted by the median of |attribution|; the number is the median with sign'
     rows = [f'  {h!s:<7}{s:>+7.1%}   largest at position {self.peak(h)}' for h, s in self.ranked(10)]
-    return '\n'.join([title, *rows, f'  {self.arrived.mean():.3g} of 1 arrives at the embeddings'])
+    return '\n'.join([title, order, *rows, f'  {self.arrived.mean():.3g} of 1 arrives at the embeddings'])
 
 # %% ../../nbs/score/01_flow.ipynb #dfaeec30
 def _code_flow(code, codes, attribution):
@@ -555,12 +556,12 @@ def difference_flow(
     A multiplier m of an activation x says what one unit of its difference is worth; attribution = Δx·m.
 
     1. Run positive and negative; cache residual streams, q, k, v, z, patterns and the slopes Δa/Δx of MLP neurons.
-    2. u = W_U (p⁺ − p⁻), the change of the next-token probabilities; take it back through the final norm; scale it
-       such that Δr·m = 1 for the final residual stream r at the last position.
+    2. u = (p⁺ − p⁻) W_Uᵀ from the change of the next-token probabilities; take it back through the final norm; scale
+       it such that Δr·m = 1 for the final residual stream r at the last position.
     3. For each layer from last to first:
        1. m += m through norm, W_out, slopes, W_in and norm of the MLP.
-       2. Attribution of head h at position p: Δz·(W_O m).
-       3. m += (W_O m) through attention, W_Q, W_K, W_V and the norm before attention. Values get Σ_p Ā[p,s] m[p];
+       2. Attribution of head h at position p: Δz·(m W_Oᵀ).
+       3. m += (m W_Oᵀ) through attention, W_Q, W_K, W_V and the norm before attention. Values get Σ_p Ā[p,s] m[p];
           ΔA·v̄ is divided between query and keys by the size of the score changes, and goes along Δq and Δk.
     4. Check: all of it arrives at the embeddings, Δr₀·m = 1.
     5. Score of a head: median over pairs of |sum of its attribution over positions|.

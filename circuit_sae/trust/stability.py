@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
-from fastcore.meta import delegates
 from ..circuit import check_choice
 from ..codes.sae import encode_acts
 from ..codes.train import train_sae
@@ -427,7 +426,6 @@ def _draw_circuits(codes, is_positive, pairs, k, fdr, n_perm):
     return np.stack(scores), np.stack(weights)
 
 # %% ../../nbs/trust/02_stability.ipynb #41c7610e
-@delegates(DrawSettings)
 def stability_of_codes(
     codes,  # A list of `Codes`, one for each SAE
     is_positive,  # bool [example], in pairs
@@ -478,7 +476,6 @@ def stability(
     return stability_of_codes(codes, acts.is_positive, circuit, seeds, **draw)
 
 # %% ../../nbs/trust/02_stability.ipynb #d9c8ff0d
-@delegates(DrawSettings)
 def stability_of_flow(
     flow,  # `Flow`
     circuit=None,  # The `Circuit` or heads in question; each draw chooses as many, unless `k` is given
