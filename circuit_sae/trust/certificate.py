@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
-from fastcore.meta import delegates
 from ..core import Head, InputError, check_writable, load_json, one_of, save_json, whole_file
 from .audit import Audit, AuditSettings, Reason, STAGE_TITLES, has_effect, percent
 
@@ -132,7 +131,6 @@ def _certificate(audit, truth, out):
     return certificate
 
 # %% ../../nbs/trust/04_certificate.ipynb #17c6f88e
-@delegates(AuditSettings)
 def certify(
     found,  # The `Found` that `find_circuit` returned, or read from a folder
     model=None,  # The model that it was found in; default: load it by its name
