@@ -294,9 +294,9 @@ def test_live_viewer_answers(browser, served, page):
         )  # by keyboard: the bar at the top of the page may lie over the frame
         assert name in browser.one('#prompts-title').text and browser.one('#prompts').text != before
         browser.one('#tab-cut').send_keys(Keys.ENTER)
-        taken = len(browser.all('#taken button'))
+        taken = len(browser.all('#selected button'))
         browser.one('#threshold').send_keys(Keys.END)
-        assert 0 < len(browser.all('#taken button')) < taken
+        assert 0 < len(browser.all('#selected button')) < taken
     finally:
         browser.driver.switch_to.default_content()
     assert not browser.messages() and not outside(browser, served)
