@@ -14,9 +14,22 @@ from .core import InputError, all_heads, head_index, read_tensors, save_tensors
 
 # %% ../nbs/02_results.ipynb #d15b8d32
 class SavedScores:
-    "Save scores to a file and load them. A subclass has a `kind`, `to_state` and `from_state`."
+    "Number the heads, save and load. A subclass has `values`, `n_heads`, `kind`, `to_state` and `from_state`."
 
     kind = ''  # the name of the class in saved files
+
+    @property
+    def n_layers(self) -> int:
+        "Return the number of layers."
+        return len(self.values) // self.n_heads
+
+    @property
+    def heads(self) -> list:
+        "Return every head in the order of the arrays."
+        return all_heads(self.n_layers, self.n_heads)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values if dtype is None else self.values.astype(dtype)
 
     def save(
         self,
@@ -82,21 +95,8 @@ class HeadScores(SavedScores):
         "Return the signed scores, [n_layers * n_heads]."
         return self.values if self._signed is None else self._signed
 
-    @property
-    def n_layers(self) -> int:
-        "Return the number of layers."
-        return len(self.values) // self.n_heads
-
-    @property
-    def heads(self) -> list:
-        "Return every head in the order of the arrays."
-        return all_heads(self.n_layers, self.n_heads)
-
     def __len__(self) -> int:
         return len(self.values)
-
-    def __array__(self, dtype=None, copy=None):
-        return self.values if dtype is None else self.values.astype(dtype)
 
     def index(
         self,
@@ -223,21 +223,8 @@ class EdgeScores(SavedScores):
             )
         self.possible = layer_order(n // n_heads, n_heads) if possible is None else np.asarray(possible, dtype=bool)
 
-    @property
-    def n_layers(self) -> int:
-        "Return the number of layers."
-        return len(self.values) // self.n_heads
-
-    @property
-    def heads(self) -> list:
-        "Return every head in the order of the arrays."
-        return all_heads(self.n_layers, self.n_heads)
-
     def __len__(self) -> int:
         return int(self.possible.sum())
-
-    def __array__(self, dtype=None, copy=None):
-        return self.values if dtype is None else self.values.astype(dtype)
 
     def __getitem__(self, edge):
         "Return the signed score of `(sender, receiver)`, heads in any spelling."

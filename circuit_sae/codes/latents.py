@@ -75,14 +75,11 @@ class CodeAttribution(Flow):
         where,  # float32 [position, n_layers * n_heads, latent]: the same, averaged over pairs
         made_from: dict,  # Model, task, metric and autoencoder
     ):
-        self._start(np.asarray(credit), made_from)
+        arrived = np.full(len(credit), np.nan, np.float32)  # an attribution has no remainder at the embeddings
+        super().__init__(credit, arrived, made_from)
+        self.name = 'attribution by latent'
         self.carried = np.asarray(carried)
         self.where = np.asarray(where)
-
-    def _start(self, credit, made_from):
-        "Initialise the flow; an attribution has no remainder at the embeddings, so `left` is NaN."
-        super().__init__(credit, np.full(len(credit), np.nan, np.float32), made_from)
-        self.name = 'attribution by latent'
 
     @property
     def signed(self) -> np.ndarray:
