@@ -116,7 +116,7 @@ def too_few_pairs(
     needed = minimum_pairs(n_heads)
     stages = needed if stages is None else [one_of(stage, needed, 'stage') for stage in stages]
     short = [f'{stage} needs {needed[stage]}' for stage in stages if n < needed[stage]]
-    return f'{n} pair{"s" * (n != 1)} are too few: {", ".join(short)}. Give more pairs.' if short else ''
+    return f'too few pairs ({n}): {", ".join(short)}. Give more.' if short else ''
 
 # %% ../nbs/00_core.ipynb #afdd7140
 class Head(NamedTuple):
