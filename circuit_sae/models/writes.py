@@ -32,7 +32,7 @@ def norm_gain(
     device = 'cpu' if weight.is_meta else weight.device  # meta: an offloaded weight
     return norm(torch.full((1, d_model), 1e4, dtype=weight.dtype, device=device))[0].float()
 
-# %% ../../nbs/models/02_writes.ipynb #60e69307
+# %% ../../nbs/models/02_writes.ipynb #af74dc2d
 class LayerHeads(NamedTuple):
     "Describe the heads of one layer."
 
@@ -45,7 +45,7 @@ def _has_attention(block):
     attn = getattr(block, 'attn', None)
     return getattr(attn, 'o', None) is not None
 
-# %% ../../nbs/models/02_writes.ipynb #92b2f6a5
+# %% ../../nbs/models/02_writes.ipynb #9f4052d8
 def _z_width(attn):
     "Return the width of the `z` of all heads together: what the output matrix reads."
     out = attn.o.original_component
@@ -66,7 +66,7 @@ def _split_width(attn, width, n_heads):
         return LayerHeads(n, size)
     return LayerHeads(n_heads, width // n_heads) if n_heads and width % n_heads == 0 else None
 
-# %% ../../nbs/models/02_writes.ipynb #b37373b2
+# %% ../../nbs/models/02_writes.ipynb #aa6f9d43
 def layer_heads(
     model,  # A TransformerLens bridge
     layer: int,  # Which layer
@@ -85,7 +85,7 @@ def layer_heads(
         )
     return found
 
-# %% ../../nbs/models/02_writes.ipynb #81e03179
+# %% ../../nbs/models/02_writes.ipynb #fdea9071
 class HeadShape(NamedTuple):
     "Describe the common shape of the heads of all layers."
 
@@ -114,7 +114,7 @@ def head_shape(
         )
     return HeadShape(len(model.blocks), model.cfg.n_heads, max(layer_heads(model, layer).size for layer in layers))
 
-# %% ../../nbs/models/02_writes.ipynb #e79c4e8d
+# %% ../../nbs/models/02_writes.ipynb #b84cf887
 def as_heads(
     z: torch.Tensor,  # What the hook `attn.hook_z` gives, [batch, position, ...]
     own: LayerHeads,  # The heads of that layer
@@ -135,7 +135,7 @@ def from_heads(
     "Return `z` without the added zeros, in the layout that the hook `attn.hook_z` expects."
     return z[:, :, : own.n, : own.size].reshape(*z.shape[:2], *like.shape[2:])
 
-# %% ../../nbs/models/02_writes.ipynb #3ff59f28
+# %% ../../nbs/models/02_writes.ipynb #4d97caab
 def _output_matrix(attn, own):
     "Return the output matrix of a layer, float32 [n, size, d_model], whatever the head size of the configuration."
     from accelerate.utils import align_module_device
