@@ -43,6 +43,23 @@ def _use_warm(path, root):
         warm.lend()
 
 
+def _draw_only(figure):
+    "Draw a figure without layout and pixels, which take most of the time; return an empty image."
+    engine = figure.get_layout_engine()
+    figure.set_layout_engine('none')
+    figure.draw_without_rendering()
+    if engine:
+        figure.set_layout_engine(engine)
+    return ''
+
+
+def _show_nothing(shell):
+    "Let `shell` draw figures without making images of them."
+    from matplotlib.figure import Figure
+
+    shell.display_formatter.formatters['image/png'].for_type(Figure, _draw_only)
+
+
 def _run(notebook, save, log):
     "Run a notebook in this process; write what it prints, and its error, to `log`."
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -61,6 +78,8 @@ def _run(notebook, save, log):
     _use_warm(path, root)
     nb = read_nb(path)
     shell = CaptureShell(path)
+    if not save:
+        _show_nothing(shell)
     try:
         shell.run_all(nb, exc_stop=True, preproc=lambda c: c.cell_type != 'code' or 'nbdev_export' + '(' in c.source)
     except BaseException:

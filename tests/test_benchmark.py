@@ -100,7 +100,7 @@ def same(a, b):
     return a.drop(columns=volatile).equals(b.drop(columns=volatile))
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=180):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, 'the condition did not become true'

@@ -19,6 +19,8 @@ def load_default():
     from circuit_sae.models.load import load_model
     from circuit_sae.models.weights import smollm2_folder
 
+    if torch.cuda.is_available():
+        return None  # notebooks load it onto the GPU
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
     try:
@@ -50,6 +52,7 @@ def forget():
 
 
 os.environ['IN_TEST'] = '1'
+os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1'  # so that looking for a GPU does not keep forks from using it
 sys.path.insert(0, str(ROOT))
 from circuit_sae.all import *  # noqa: E402, F403
 
