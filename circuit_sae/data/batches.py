@@ -53,44 +53,86 @@ def _word_runs(words, start, stop):
             runs.append((i,))
     return runs
 
-# %% ../../nbs/data/03_batches.ipynb #5beed41a
-def _replaced(p_words, q_words):
-    "Return the corresponding positions in a replaced stretch, and the words of it that correspond."
-    if len(p_words) != len(q_words):
-        p_words, q_words = [sum(p_words, ())], [sum(q_words, ())]
-    pairs = []
-    for p, q in zip(p_words, q_words):
-        pairs += list(zip(p[::-1], q[::-1]))[::-1]
-    return pairs, list(zip(p_words, q_words))
+# %% ../../nbs/data/03_batches.ipynb #db77ebbe
+_BEGINS = re.compile(r'[\s▁ĠĊĉ!-/:-@\[-`{-~]')  # spaces as tokenizers write them, and punctuation
+_ENDS = re.compile(r'[\sĊĉ!-/:-@\[-`{-~]$')
 
-# %% ../../nbs/data/03_batches.ipynb #c29cc9b5
-def _align_middle(a, b, words, bounds):
-    "Return pairs of corresponding positions, and of corresponding words, between two positions of each prompt."
-    p_words, q_words = (_word_runs(w, *bound) for w, bound in zip(words, bounds))
-    keys = [[tuple(ids[i] for i in word) for word in runs] for ids, runs in ((a, p_words), (b, q_words))]
+
+def _word_numbers(names):
+    "Return the number of the word of each token; a special token such as `<|im_start|>` is a word."
+    words = [0]
+    for before, name in zip(names, names[1:]):
+        words.append(words[-1] + bool(_BEGINS.match(name) or _ENDS.search(before)))
+    return words
+
+
+def _kind(name):
+    "Return the kind of a word by the first character of its first token: capital, small letter, digit or other."
+    first = name.lstrip('▁ĠĊĉ ')[:1]
+    return (first.isupper(), first.isalpha(), first.isdigit())
+
+# %% ../../nbs/data/03_batches.ipynb #ff9beefa
+def _match_kinds(p_kinds, q_kinds):
+    "Return which words correspond, [(index, index)]: as many of the same kind as possible, as late as possible."
+    n, m = len(p_kinds), len(q_kinds)
+    best = np.zeros((n + 1, m + 1), dtype=int)  # of the first i and j words; same kind counts 3, another kind 1
+    same = [[3 if p == q else 1 for q in q_kinds] for p in p_kinds]
+    for i in range(1, n + 1):
+        for j in range(1, m + 1):
+            best[i, j] = max(best[i - 1, j - 1] + same[i - 1][j - 1], best[i - 1, j], best[i, j - 1])
     pairs = []
-    matched = []
+    while n and m:
+        if best[n, m] == best[n - 1, m - 1] + same[n - 1][m - 1]:
+            n, m = n - 1, m - 1
+            pairs.append((n, m))
+        elif best[n, m] == best[n - 1, m]:
+            n -= 1
+        else:
+            m -= 1
+    return pairs[::-1]
+
+# %% ../../nbs/data/03_batches.ipynb #5beed41a
+def _replaced(p_words, q_words, names):
+    "Return the corresponding positions in a replaced stretch."
+    if len(p_words) == len(q_words):
+        matches = [(i, i) for i in range(len(p_words))]
+    else:
+        kinds = [[_kind(texts[word[0]]) for word in words] for texts, words in zip(names, (p_words, q_words))]
+        matches = _match_kinds(*kinds)
+    pairs = []
+    for i, j in matches:
+        pairs += list(zip(p_words[i][::-1], q_words[j][::-1]))[::-1]
+    return pairs
+
+# %% ../../nbs/data/03_batches.ipynb #8ee5acc8
+def _align_middle(ids, names, words, bounds):
+    "Return the corresponding positions between two positions of each prompt, and the replaced stretches."
+    runs = [_word_runs(w, *bound) for w, bound in zip(words, bounds)]
+    keys = [[tuple(x[i] for i in word) for word in found] for x, found in zip(ids, runs)]
+    pairs = []
+    stretches = []
     for kind, p0, p1, q0, q1 in SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
+        p_words, q_words = runs[0][p0:p1], runs[1][q0:q1]
         if kind == 'equal':
-            for p, q in zip(p_words[p0:p1], q_words[q0:q1]):
+            for p, q in zip(p_words, q_words):
                 pairs += zip(p, q)
         else:
-            more, whole = _replaced(p_words[p0:p1], q_words[q0:q1])
-            pairs += more
-            matched += whole
-    return pairs, matched
+            pairs += _replaced(p_words, q_words, names)
+            stretches.append([i for word in p_words for i in word])
+    return pairs, stretches
 
-# %% ../../nbs/data/03_batches.ipynb #f63836c8
-def _partners(n, pairs, matched):
+# %% ../../nbs/data/03_batches.ipynb #288bcd2c
+def _partners(n, pairs, stretches):
     "Return the partner or substitute of every position of the positive, and which of them are exact."
     partners = np.full(n, -1)
     for p, q in pairs:
         partners[p] = q
     exact = partners >= 0
-    for p_word, q_word in matched:  # a longer word than in the negative: its first tokens take the first partner
-        if q_word:
-            partners[[p for p in p_word if partners[p] < 0]] = q_word[0]
-    for p in range(n):  # an inserted word: the partner to the left
+    for stretch in stretches:
+        for p in stretch[-2::-1]:  # from right to left
+            if partners[p] < 0:
+                partners[p] = partners[p + 1]
+    for p in range(n):
         if partners[p] < 0:
             partners[p] = partners[p - 1] if p else 0
     return partners, exact
@@ -131,7 +173,7 @@ def _pieces(n, m, ends, spans):
 def align_pair(
     a: list,  # Token ids of the positive prompt
     b: list,  # Token ids of the negative prompt
-    words: tuple = None,  # For each prompt the number of the word of each token; default: every token is a word
+    names: tuple = None,  # For each prompt its tokens as texts, as the tokenizer writes them; default: unknown words
     spans: list = (),  # Corresponding spans, [((start, stop), (start, stop))] in tokens; named by the user
 ) -> Alignment:
     """Return which positions of two prompts correspond.
@@ -139,27 +181,29 @@ def align_pair(
     1. Prompts of equal length without `spans`: position by position.
     2. The common beginning and the common end correspond; so do `spans`.
     3. In between, the longest common runs of words correspond, and replaced words from their last token on.
-    4. A position without partner has a substitute, see `Alignment.partners`.
+    4. A position without partner has a substitute: the partner of the next position to the right in the same replaced
+       stretch, or else of the position to the left.
     """
     if len(a) == len(b) and not spans:
         same = np.arange(len(a))
         return Alignment(np.stack([same, same], 1), same, np.ones(len(a), dtype=bool))
-    words = words or (range(len(a)), range(len(b)))
+    words = [_word_numbers(texts) for texts in names] if names else [range(len(a)), range(len(b))]
+    names = names or [[''] * len(a), [''] * len(b)]
     ends = _common_ends(a, b)
     pairs = []
     if not spans:
         pairs += [(i, i) for i in range(ends[0])]
         pairs += [(len(a) - i, len(b) - i) for i in range(1, ends[1] + 1)]
-    matched = []
+    stretches = []
     for bounds, is_span in _pieces(len(a), len(b), ends, spans):
-        if is_span:
-            runs = [[tuple(range(*bound))] if bound[0] < bound[1] else [] for bound in bounds]
-            more, whole = _replaced(*runs)
+        if is_span:  # one word
+            more = _replaced(*([tuple(range(*bound))] if bound[0] < bound[1] else [] for bound in bounds), names)
+            replaced = [list(range(*bounds[0]))]
         else:
-            more, whole = _align_middle(a, b, words, bounds)
+            more, replaced = _align_middle((a, b), names, words, bounds)
         pairs += more
-        matched += whole
-    return Alignment(_columns(len(a), len(b), pairs), *_partners(len(a), pairs, matched))
+        stretches += replaced
+    return Alignment(_columns(len(a), len(b), pairs), *_partners(len(a), pairs, stretches))
 
 # %% ../../nbs/data/03_batches.ipynb #f08db22f
 class PairBatch(NamedTuple):
@@ -335,22 +379,7 @@ def check_pairs(
         code='pair-lengths',
     )
 
-# %% ../../nbs/data/03_batches.ipynb #51b483ba
-_BEGINS = re.compile(r'[\s▁ĠĊĉ!-/:-@\[-`{-~]')  # spaces as tokenizers write them, and punctuation
-_ENDS = re.compile(r'[\sĊĉ!-/:-@\[-`{-~]$')
-
-
-def _word_numbers(encoder, ids):
-    "Return the number of the word of each token."
-    names = list(map(str, encoder.tokenizer.convert_ids_to_tokens(list(ids))))
-    special = set(encoder.tokenizer.all_special_ids)
-    words = [0]
-    for i in range(1, len(ids)):
-        begins = _BEGINS.match(names[i]) or _ENDS.search(names[i - 1]) or {ids[i], ids[i - 1]} & special
-        words.append(words[-1] + bool(begins))
-    return words
-
-# %% ../../nbs/data/03_batches.ipynb #ea0d1402
+# %% ../../nbs/data/03_batches.ipynb #dd3d5278
 @patch
 def align(
     self: BoundTask,
@@ -361,8 +390,9 @@ def align(
     a, b = self.tokens.ids[pair], self.tokens.ids[pair + self.n]
     if len(a) == len(b) and not spans:
         return align_pair(a, b)
-    encoder = Encoder(self.model)
-    return align_pair(a, b, tuple(_word_numbers(encoder, ids) for ids in (a, b)), spans)
+    tokenizer = Encoder(self.model).tokenizer
+    names = [list(map(str, tokenizer.convert_ids_to_tokens(list(ids)))) for ids in (a, b)]
+    return align_pair(a, b, names, spans)
 
 # %% ../../nbs/data/03_batches.ipynb #253d9e30
 def _padded_batches(shapes, order, batch_size, pass_cost):
