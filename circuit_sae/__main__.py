@@ -10,6 +10,5 @@ import sys
 from .cli import main
 
 # %% ../nbs/08___main__.ipynb #292596ec
-#| eval: false
-if __name__ == '__main__':
+if __name__ == '__main__' and '__file__' in globals():  # a notebook has no file
     sys.exit(main())
