@@ -128,7 +128,8 @@ def _lint_ends(examples):
         return []
     message = (
         f'the prompts of {len(ends)} of {len(examples)} pairs end in a space: {_list_pairs(ends)}. Most tokenizers '
-        "join the space to the next word, so every answer is unlikely. Remove it and begin the answers with it: ' word'."
+        'join the space to the next word, so every answer is unlikely. Remove the space and begin the answers with '
+        "it: ' word'."
     )
     return [Lint('trailing space', message)]
 
