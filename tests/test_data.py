@@ -383,6 +383,32 @@ def test_batches_use_the_partners(tokenizer):
     assert e.value.code == 'pair-lengths'
 
 
+@pytest.mark.parametrize('chat', [False, True])
+def test_a_template_names_the_spans(tokenizer, chat):
+    rows = [dict(positive='Alice met the king', negative='The Alice Smith saw the king')] * 2
+    tokenizer.chat_template = "{{ bos_token }}Say: {{ messages[0]['content'] }}\n" if chat else None
+    try:
+        fields = [(' Alice', ' Smith'), (' met', ' saw')]
+        for template in None, '{who} {did} the king':
+            if template:
+                rows = [dict(row, negative='Alice Smith saw the king') for row in rows]
+            task = Task.from_data(rows, equal_length=False, chat=chat, template=template)
+            bound = bind_task(tokenizer, task)
+            decode = [bound.task.encoder().strings(bound.tokens.ids[r]) for r in (0, 2)]
+            found = bound.align(0)
+            before, after = (text.index(' the') for text in decode)
+            assert found.partners[before] == after
+            if template:
+                assert [decode[1][found.partners[before - 1 - k]].strip() for k in (0,)] == ['saw'] or fields
+                last = ''.join(decode[0][:before]).index('Alice') + len('Alice')
+                ends = np.cumsum([len(t) for t in decode[0]])
+                alice = int(np.searchsorted(ends, last))
+                smith = int(np.searchsorted(np.cumsum([len(t) for t in decode[1]]), ''.join(decode[1]).index('Smith') + 5))
+                assert found.partners[alice] == smith  # without the template, Alice corresponds to Alice
+    finally:
+        tokenizer.chat_template = None
+
+
 # Locale, console and command line
 
 

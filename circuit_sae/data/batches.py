@@ -220,7 +220,10 @@ class PairBatch(NamedTuple):
 @patch(as_prop=True)
 def is_aligned(self: PairBatch) -> bool:
     "Return whether position `i` of every positive corresponds to position `i` of its negative."
-    return self.partners is None or bool((self.lengths[0] == self.lengths[1]).all())
+    if self.partners is None:
+        return True
+    same = np.minimum(np.arange(self.partners.shape[1]), self.lengths[0][:, None] - 1)
+    return bool((self.lengths[0] == self.lengths[1]).all() and (self.partners == same).all())
 
 
 @patch
@@ -379,15 +382,50 @@ def check_pairs(
         code='pair-lengths',
     )
 
-# %% ../../nbs/data/03_batches.ipynb #dd3d5278
+# %% ../../nbs/data/03_batches.ipynb #187ce74b
+def _template_spans(template, texts):
+    "Return the spans of the two prompts that fill the same field of a template, in characters."
+    parts = re.split(r'\{\w+\}', template)
+    pattern = re.compile('(.+?)'.join(map(re.escape, parts)), re.DOTALL)
+    found = [pattern.fullmatch(text) for text in texts]
+    if not all(found):
+        odd = texts[0] if not found[0] else texts[1]
+        raise InputError(
+            f'the prompt {odd!r} does not fit the template {template!r}. Fields are written {{name}}.', code='template'
+        )
+    return [(found[0].span(i), found[1].span(i)) for i in range(1, len(parts))]
+
+
+def _token_span(tokenizer, ids, text, span):
+    "Return the tokens that a span of characters touches, (start, stop)."
+    ends = [len(tokenizer.decode(ids[: k + 1])) for k in range(len(ids))]
+    offset = max(tokenizer.decode(ids).find(text), 0)
+    start, stop = (offset + c for c in span)
+    inside = [k for k, (a, b) in enumerate(zip([0, *ends], ends)) if a < stop and b > start]
+    return inside[0], inside[-1] + 1
+
+# %% ../../nbs/data/03_batches.ipynb #c1cc2462
+def _named_spans(bound, pair):
+    "Return the corresponding spans that the template of the task names, in tokens."
+    if not bound.task.template:
+        return []
+    tokenizer = Encoder(bound.model).tokenizer
+    rows = pair, pair + bound.n
+    texts = [bound.tokens.texts[r] for r in rows]
+    ids = [bound.tokens.ids[r] for r in rows]
+    spans = _template_spans(bound.task.template, texts)
+    return [tuple(_token_span(tokenizer, i, t, part) for i, t, part in zip(ids, texts, span)) for span in spans]
+
+
 @patch
 def align(
     self: BoundTask,
     pair: int,  # Number of the pair
-    spans: list = (),  # Corresponding spans, [((start, stop), (start, stop))] in tokens
+    spans: list = None,  # Corresponding spans in tokens, [((start, stop), (start, stop))]; default: of the template
 ) -> Alignment:
     "Return which positions of the two prompts of a pair correspond; see `align_pair`."
     a, b = self.tokens.ids[pair], self.tokens.ids[pair + self.n]
+    spans = _named_spans(self, pair) if spans is None else spans
     if len(a) == len(b) and not spans:
         return align_pair(a, b)
     tokenizer = Encoder(self.model).tokenizer

@@ -263,6 +263,7 @@ class Task:
         description: str = '',  # One line for listings
         settings: dict = None,  # Other settings of the recipe, for the record
         chat: bool | str = False,  # Write prompts in the tokenizer's chat template? A text begins the reply
+        template: str = None,  # Names corresponding spans of both prompts: 'The {subject} is in'; see `align_pair`
     ):
         one_of(answer_token, ['whole', 'first'], 'answer_token')
         self.name = name
@@ -273,6 +274,7 @@ class Task:
         self.description = description
         self.settings = (settings or {}) | (dict(chat=chat) if chat else {})
         self.chat = chat
+        self.template = template
         self.table = None  # what `read_table` returned, if the pairs were read from one
         self._bound = {}  # encoder and pairs by tokenizer
         self._tokens = {}  # token ids by tokenizer
@@ -329,7 +331,7 @@ def from_data(
     data,  # A file, a folder, a data frame, a dataset, a dict of lists or a list; see `read_table`
     name: str = None,  # Default: the name of the file, or 'custom'
     columns: dict = None,  # Your names of columns: {'positive': 'my name'}
-    **kwargs,  # `n`, `answer_token`, `equal_length`, `description`, `chat`
+    **kwargs,  # `n`, `answer_token`, `equal_length`, `description`, `chat`, `template`
 ) -> Task:
     "Return a task of your own pairs."
     if name is None:
@@ -387,6 +389,7 @@ def _with(self: Task, source, n=None):
         description=self.description,
         settings=self.settings,
         chat=self.chat,
+        template=self.template,
     )
     task.table = self.table
     return task
