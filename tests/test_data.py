@@ -383,30 +383,30 @@ def test_batches_use_the_partners(tokenizer):
     assert e.value.code == 'pair-lengths'
 
 
+def last_token(strings, word):
+    "Return the position of the last token of a word."
+    ends = np.cumsum([len(text) for text in strings])
+    text = ''.join(strings)
+    return int(np.searchsorted(ends, text.index(word) + len(word)))
+
+
 @pytest.mark.parametrize('chat', [False, True])
-def test_a_template_names_the_spans(tokenizer, chat):
-    rows = [dict(positive='Alice met the king', negative='The Alice Smith saw the king')] * 2
+@pytest.mark.parametrize('template, partner', [(None, 'Alice'), ('Then {who} met {other}', 'Smith')])
+def test_a_template_names_the_spans(tokenizer, chat, template, partner):
+    rows = [dict(positive='Then Alice met Leo', negative='Then Alice Smith met Leo')] * 2
     tokenizer.chat_template = "{{ bos_token }}Say: {{ messages[0]['content'] }}\n" if chat else None
     try:
-        fields = [(' Alice', ' Smith'), (' met', ' saw')]
-        for template in None, '{who} {did} the king':
-            if template:
-                rows = [dict(row, negative='Alice Smith saw the king') for row in rows]
-            task = Task.from_data(rows, equal_length=False, chat=chat, template=template)
-            bound = bind_task(tokenizer, task)
-            decode = [bound.task.encoder().strings(bound.tokens.ids[r]) for r in (0, 2)]
-            found = bound.align(0)
-            before, after = (text.index(' the') for text in decode)
-            assert found.partners[before] == after
-            if template:
-                assert [decode[1][found.partners[before - 1 - k]].strip() for k in (0,)] == ['saw'] or fields
-                last = ''.join(decode[0][:before]).index('Alice') + len('Alice')
-                ends = np.cumsum([len(t) for t in decode[0]])
-                alice = int(np.searchsorted(ends, last))
-                smith = int(np.searchsorted(np.cumsum([len(t) for t in decode[1]]), ''.join(decode[1]).index('Smith') + 5))
-                assert found.partners[alice] == smith  # without the template, Alice corresponds to Alice
+        bound = bind_task(tokenizer, Task.from_data(rows, equal_length=False, chat=chat, template=template))
+        positive, negative = (bound.task.encoder().strings(bound.tokens.ids[r]) for r in (0, 2))
     finally:
         tokenizer.chat_template = None
+    found = bound.align(0)
+    for word, other in (('Alice', partner), (' met', ' met'), ('Leo', 'Leo'), ('Then', 'Then')):
+        assert found.partners[last_token(positive, word)] == last_token(negative, other)
+    if template:
+        with pytest.raises(InputError) as e:
+            bind_task(tokenizer, Task.from_data(rows, equal_length=False, template='Then {who} saw {other}')).align(0)
+        assert e.value.code == 'template'
 
 
 # Locale, console and command line
