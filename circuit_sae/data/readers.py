@@ -288,9 +288,7 @@ def _read_csv(path, given=None):
     lines = io.StringIO(text[excel.end() :] if excel else text, newline='')
     delimiter, names = _split_header(next(lines, '').rstrip('\n'), given)
     first = 2 if excel else 1
-    _check_columns(
-        _find_columns(names, given if set((given or {}).values()) <= set(names) else None), names, path, first
-    )
+    _check_columns(_find_columns(names, given), names, path, first)
     reader = csv.reader(lines, delimiter=delimiter)
     rows = []
     line = first + 1

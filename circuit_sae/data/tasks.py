@@ -25,13 +25,15 @@ class Encoder:
     def __init__(
         self,
         model,  # A TransformerLens model, or a Hugging Face tokenizer
-        chat: bool | str = False,  # Write prompts in the chat template? A text begins the reply
+        chat: bool | str = False,  # Write prompts in the tokenizer's chat template? A text begins the reply
     ):
         self.tokenizer = _tokenizer_of(model)
         prepend = getattr(getattr(model, 'cfg', None), 'default_prepend_bos', True)
         self.bos = self.tokenizer.bos_token_id if prepend is not False else None
         self.chat = chat
         self._endings = {}
+        if chat:
+            _check_template(self.tokenizer)
 
     def __call__(self, prompt) -> list:
         "Return the token ids of a prompt, BOS first if the model has one."
@@ -48,6 +50,16 @@ def _tokenizer_of(model):
     return tokenizer
 
 
+def _check_template(tokenizer):
+    "Raise `InputError` unless the tokenizer has a chat template."
+    if not getattr(tokenizer, 'chat_template', None):
+        raise InputError(
+            f'the tokenizer {type(tokenizer).__name__} has no chat template. '
+            'Use an instruction-tuned model, or leave out `chat`.',
+            code='no-chat-template',
+        )
+
+# %% ../../nbs/data/01_tasks.ipynb #e6b0336f
 @patch
 def encode(
     self: Encoder,
@@ -65,16 +77,10 @@ _DATE = '26 Jul 2024'  # some templates state the date of today; a fixed one kee
 def text(
     self: Encoder,
     prompt: str,  # A prompt
-) -> str:  # Raises `InputError` if the tokenizer has no chat template
+) -> str:
     "Return the text that the model sees: the prompt itself, or the prompt in the chat template."
     if not self.chat:
         return prompt
-    if not getattr(self.tokenizer, 'chat_template', None):
-        raise InputError(
-            f'the tokenizer {type(self.tokenizer).__name__} has no chat template. '
-            'Use an instruction-tuned model, or leave out `chat=True`.',
-            code='no-chat-template',
-        )
     message = [dict(role='user', content=prompt)]
     text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, date_string=_DATE)
     return text + (self.chat if isinstance(self.chat, str) else '')
@@ -257,6 +263,7 @@ class Task:
         description: str = '',  # One line for listings
         settings: dict = None,  # Other settings of the recipe, for the record
         chat: bool | str = False,  # Write prompts in the tokenizer's chat template? A text begins the reply
+        template: str = None,  # Names corresponding spans of both prompts: 'The {subject} is in'; see `align_pair`
     ):
         one_of(answer_token, ['whole', 'first'], 'answer_token')
         self.name = name
@@ -267,6 +274,7 @@ class Task:
         self.description = description
         self.settings = (settings or {}) | (dict(chat=chat) if chat else {})
         self.chat = chat
+        self.template = template
         self.table = None  # what `read_table` returned, if the pairs were read from one
         self._bound = {}  # encoder and pairs by tokenizer
         self._tokens = {}  # token ids by tokenizer
@@ -323,7 +331,7 @@ def from_data(
     data,  # A file, a folder, a data frame, a dataset, a dict of lists or a list; see `read_table`
     name: str = None,  # Default: the name of the file, or 'custom'
     columns: dict = None,  # Your names of columns: {'positive': 'my name'}
-    **kwargs,  # `n`, `answer_token`, `equal_length`, `description`, `chat`
+    **kwargs,  # `n`, `answer_token`, `equal_length`, `description`, `chat`, `template`
 ) -> Task:
     "Return a task of your own pairs."
     if name is None:
@@ -381,6 +389,7 @@ def _with(self: Task, source, n=None):
         description=self.description,
         settings=self.settings,
         chat=self.chat,
+        template=self.template,
     )
     task.table = self.table
     return task

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
-from ..core import InputError, one_of, progress
+from ..core import InputError, one_of, progress, too_few_pairs
 from ..data.batches import BoundTask, bind_task, check_task, pair_batches
 from ..data.tasks import Task, tokenize_example
 from .forward import run_pairs
@@ -98,18 +98,67 @@ def _lint_variety(examples):
     return found
 
 # %% ../../nbs/models/05_behaviour.ipynb #ae337179
-def _lacks_space(example, answer):
-    "Return whether an answer is a word without the space that must precede it."
-    return not example.positive.endswith((' ', '\n')) and not answer.startswith(' ') and answer[0].isalpha()
+def _bad_space(prompt, answer):
+    "Return whether a word lacks the space that must precede it, or has one after a space or line break."
+    if not isinstance(answer, str):
+        return False
+    if prompt.endswith((' ', '\n')):
+        return answer.startswith(' ')
+    return not answer.startswith(' ') and answer[0].isalpha()
 
 
-def _lint_spaces(examples):
-    "Return a `Lint` for answers without a leading space."
-    bare = sum(_lacks_space(e, a) for e in examples for a in e.answer)
-    if not bare:
+def _lint_spaces(examples, encoder):
+    "Return a `Lint` for answers without a leading space, or with one too many."
+    texts = [encoder.text(e.positive) for e in examples]
+    bad = sum(_bad_space(text, a) for text, e in zip(texts, examples) for a in e.answer)
+    if not bad:
         return []
-    end = examples[0].positive[-12:]
-    return [Lint('space', f"{bare} answers have no leading space. After {end!r} most tokenizers expect ' word'.")]
+    end = texts[0][-12:]
+    if end[-1].isspace():
+        message = f'{bad} answers begin with a space, and so they follow {end!r} with a space too many.'
+    else:
+        message = f"{bad} answers have no leading space. After {end!r} most tokenizers expect ' word'."
+    return [Lint('space', message)]
+
+# %% ../../nbs/models/05_behaviour.ipynb #cc0b739e
+def _lint_ends(examples):
+    "Return a `Lint` for prompts that end in a space."
+    ends = [i for i, e in enumerate(examples) if e.positive.endswith(' ') or e.negative.endswith(' ')]
+    if not ends:
+        return []
+    message = (
+        f'the prompts of {len(ends)} of {len(examples)} pairs end in a space: {_list_pairs(ends)}. Most tokenizers '
+        'join the space to the next word, so every answer is unlikely. Remove the space and begin the answers with '
+        "it: ' word'."
+    )
+    return [Lint('trailing space', message)]
+
+# %% ../../nbs/models/05_behaviour.ipynb #1c1453dd
+def _lint_special(examples, encoder):
+    "Return a `Lint` for prompts in which special tokens such as BOS or a chat template stand as text."
+    special = sorted(filter(None, getattr(encoder.tokenizer, 'all_special_tokens', ())), key=len, reverse=True)
+    seen = [next((t for t in special if t in e.positive or t in e.negative), None) for e in examples]
+    pairs = [i for i, token in enumerate(seen) if token]
+    if not pairs:
+        return []
+    message = (
+        f'the prompts of {len(pairs)} of {len(examples)} pairs contain the special token {seen[pairs[0]]!r} as text: '
+        f'{_list_pairs(pairs)}. A beginning-of-sequence token is added anyway, never twice. '
+    )
+    advice = (
+        'The chat template now stands twice; leave it out of the prompts.'
+        if encoder.chat
+        else ('If this is a chat template, leave it out and use `chat=True`.')
+    )
+    return [Lint('special token', message + advice)]
+
+# %% ../../nbs/models/05_behaviour.ipynb #6261d033
+def _lint_number(model, n):
+    "Return a `Lint` if some stage needs more pairs than there are."
+    cfg = getattr(model.model if isinstance(model, BoundTask) else model, 'cfg', None)
+    n_heads = cfg.n_layers * cfg.n_heads if hasattr(cfg, 'n_heads') and hasattr(cfg, 'n_layers') else None
+    message = too_few_pairs(n, n_heads=n_heads)
+    return [Lint('pairs', message)] if message else []
 
 # %% ../../nbs/models/05_behaviour.ipynb #7fa522ab
 def _lint_answers(examples, encoder, answer_token):
@@ -150,7 +199,10 @@ def lint_task(
         *_lint_length(positives, negatives),
         *_lint_tokenisation(examples, positives, negatives),
         *_lint_variety(examples),
-        *_lint_spaces(examples),
+        *_lint_spaces(examples, encoder),
+        *_lint_ends(examples),
+        *_lint_special(examples, encoder),
+        *_lint_number(model, len(examples)),
         *_lint_diversity(positives, negatives),
         *_lint_answers(examples, encoder, answer_token),
     ]
@@ -161,9 +213,15 @@ def judge(
     answers,  # Answer tokens, one tuple a row
     wrongs,  # Wrong tokens, one tuple a row
 ) -> np.ndarray:  # float32 [batch, 3]
-    "Return logit_diff (nats), rank of the best answer and probability of the answers, for each row."
+    """Return logit_diff (nats), rank of the best answer and probability of the answers, for each row.
+
+    A row without answers has NaN, NaN and 0.
+    """
     judged = np.zeros((len(answers), 3), dtype=np.float32)
     for i, (row, a, w) in enumerate(zip(logits, answers, wrongs)):
+        if not a:  # nothing to judge
+            judged[i, :2] = np.nan
+            continue
         right = row[list(a)]
         right_sum = right.logsumexp(-1)
         logit_diff = right_sum - row[list(w)].logsumexp(-1)
@@ -253,9 +311,17 @@ def prob(self: Behaviour) -> np.ndarray:
     "Return the probability of the answers, float32 [row]."
     return self.judged[:, 2]
 
+# %% ../../nbs/models/05_behaviour.ipynb #0c4f9742
+@patch(as_prop=True)
+def has_answers(self: Behaviour) -> bool:
+    "Return whether the task has answers; without, nothing but the number of pairs is known."
+    return not np.isnan(self.logit_diff).all()
+
 # %% ../../nbs/models/05_behaviour.ipynb #12e91b09
 def _summarize(behaviour, rows):
-    "Return the means over these rows."
+    "Return the means over these rows; of a task without answers, their number alone."
+    if not behaviour.has_answers:
+        return dict(n=int(rows.sum()))
     d = behaviour.logit_diff[rows]
     return dict(
         n=int(rows.sum()),
@@ -288,6 +354,8 @@ def _far_answers(behaviour, n):
 @patch
 def problems(self: Behaviour) -> list:  # `Lint`s; empty if the model can do the task
     "Return why a circuit for this behaviour would mean nothing."
+    if not self.has_answers:
+        return []
     positive, negative = self.summary().values()
     found = []
     if positive['right'] < 0.7:
@@ -305,6 +373,22 @@ def problems(self: Behaviour) -> list:  # `Lint`s; empty if the model can do the
         found.append(Lint('can', message))
     return found + _far_answers(self, positive['n'])
 
+# %% ../../nbs/models/05_behaviour.ipynb #0d074d70
+@patch
+def notes(self: Behaviour) -> list:  # `Lint`s that are no faults
+    "Return what a reader of the circuit must know about the negatives."
+    if not self.has_answers:
+        return []
+    positive, negative = (s['logit_diff'] for s in self.summary().values())
+    if negative > -max(2, positive / 2):
+        return []
+    message = (
+        f"the negatives' logit_diff is {negative:.2f}, far below 0: there the model prefers the wrong answers. Such "
+        'clean and corrupted pairs are a fair choice. The circuit then shows which heads move the prediction from one '
+        'answer to the other. Negatives near 0 show which heads make the model prefer the answer at all.'
+    )
+    return [Lint('neutral', message)]
+
 # %% ../../nbs/models/05_behaviour.ipynb #1c5c6bcc
 @patch(as_prop=True)
 def ok(self: Behaviour) -> bool:
@@ -314,6 +398,10 @@ def ok(self: Behaviour) -> bool:
 # %% ../../nbs/models/05_behaviour.ipynb #5f28704d
 @patch
 def __repr__(self: Behaviour):
+    if not self.has_answers:
+        return (
+            f'{self.name or "task"}: {self.is_positive.sum()} pairs without answers, so their predictions are compared'
+        )
     verdict = 'the model can do the task' if self.ok else 'do not look for a circuit yet'
     lines = [
         f'{self.name or "task"}: {verdict}',
@@ -322,7 +410,7 @@ def __repr__(self: Behaviour):
     for kind, s in self.summary().items():
         diff = f'{s["logit_diff"]:.2f} ± {1.96 * s["logit_diff_se"]:.2f}'
         lines.append(f'{kind:10}{s["n"]:>5}{diff:>15}{s["right"]:>8.0%}{s["top1"]:>8.0%}{s["prob"]:>11.2f}')
-    return '\n'.join(lines + [f'! {p}' for p in self.problems()])
+    return '\n'.join(lines + [f'! {p}' for p in self.problems()] + [f'note: {p.message}' for p in self.notes()])
 
 # %% ../../nbs/models/05_behaviour.ipynb #914ab7b1
 def check_behaviour(
