@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['FIT_STAGES', 'check_is_model', 'unfit_for', 'check_model']
 
-# %% ../../nbs/models/06_support.ipynb #b0f5d3d9
+# %% ../../nbs/models/06_support.ipynb #2820072b
 import weakref
 
 import torch
 from ..core import InputError, one_of
 from ..data.batches import BoundTask
-from .forward import check_length, check_writes, hooked, model_lock, run
+from .forward import check_length, check_writes, hooked, run
+from .load import model_lock
 from .rerun import reruns, run_edited
 from .writes import attention_layers, head_shape, layer_heads
 
-# %% ../../nbs/models/06_support.ipynb #3c6027d7
+# %% ../../nbs/models/06_support.ipynb #126e7ebf
 FIT_STAGES = ['activations', 'features', 'attribution', 'patching', 'flow']
 
 
@@ -31,9 +32,9 @@ def check_is_model(
         given, fix = f'an object of the class {type(model).__name__}', 'Load one with load_model(name or folder).'
     raise InputError(f'expected a model as load_model returns it, got {given}. {fix}', code='not-a-model')
 
-# %% ../../nbs/models/06_support.ipynb #87c6e1c6
+# %% ../../nbs/models/06_support.ipynb #eb46f01b
 def _look(model, ids):
-    "Return the `z` of each layer with attention, and the number of heads that its attention pattern has, if it has one."
+    "Return the `z` of each layer with attention, and the number of heads of its attention pattern."
     zs, patterns = {}, {}
 
     def keep(layer):
@@ -45,7 +46,7 @@ def _look(model, ids):
         run(model, ids, lambda layer, z: zs.update({layer: z.cpu()}))
     return zs, patterns
 
-
+# %% ../../nbs/models/06_support.ipynb #1301da8d
 def _general_problems(model):
     "Return what keeps a model from any stage; an empty list if nothing does."
     if not hasattr(model, 'blocks'):
@@ -67,7 +68,7 @@ def _general_problems(model):
             problems.append(f'tokens see later tokens in layer {layer}, so it does not predict the next one')
     return problems
 
-# %% ../../nbs/models/06_support.ipynb #cbd0852a
+# %% ../../nbs/models/06_support.ipynb #6a45273f
 def _write_problems(model):
     "Return why the writes of the heads are not known."
     try:
@@ -85,7 +86,7 @@ def _edit_problems(model):
         return ["a change of 'hook_z' does not reach the logits"]
     return []
 
-
+# %% ../../nbs/models/06_support.ipynb #57e41e8e
 def _rerun_problems(model):
     "Return why a model cannot be continued from the input of a layer."
     try:
@@ -94,7 +95,7 @@ def _rerun_problems(model):
         return [str(e)]
     return []
 
-# %% ../../nbs/models/06_support.ipynb #86e1c5fd
+# %% ../../nbs/models/06_support.ipynb #3f873e35
 def _flow_problems(model):
     "Return what the difference flow does not know in a model."
     problems = [] if hasattr(model, 'ln_final') else ['it has no final norm']
@@ -116,7 +117,7 @@ def _flow_problems(model):
         problems.append('its norms stand after the sum of layer and residual stream')
     return problems
 
-# %% ../../nbs/models/06_support.ipynb #787a3e44
+# %% ../../nbs/models/06_support.ipynb #8853d028
 _NEEDS = dict(
     activations=[_write_problems],
     features=[_write_problems],
@@ -135,7 +136,7 @@ def _problems(model, find):
             known[find] = find(model)
         return known[find]
 
-
+# %% ../../nbs/models/06_support.ipynb #3063b62e
 def unfit_for(
     model,  # A TransformerLens bridge
     stage: str,  # One of `FIT_STAGES`
@@ -148,7 +149,7 @@ def unfit_for(
         problems = problems + _problems(model, find)
     return problems
 
-# %% ../../nbs/models/06_support.ipynb #851de292
+# %% ../../nbs/models/06_support.ipynb #435d0c5c
 def _unfit(model, stage, problems):
     "Return the error for a model that is not fit for a stage."
     fit = [other for other in FIT_STAGES if other != stage and not unfit_for(model, other)]
@@ -160,7 +161,7 @@ def _unfit(model, stage, problems):
         code='unsupported-model',
     )
 
-
+# %% ../../nbs/models/06_support.ipynb #a17a9ce0
 def check_model(
     model,  # A TransformerLens bridge, or a `BoundTask`
     stage: str,  # What is about to run: one of `FIT_STAGES`
