@@ -80,7 +80,8 @@ def layer_heads(
     if found is None or found.n > model.cfg.n_heads:
         raise InputError(
             f'expected at most {model.cfg.n_heads} attention heads in a layer, as the configuration says; '
-            f'the z of layer {layer} has {width} numbers, which do not divide into them. This architecture is not supported.',
+            f'the z of layer {layer} has {width} numbers, which do not divide into them. This '
+            'architecture is not supported.',
             code='unsupported-model',
         )
     return found
@@ -116,13 +117,15 @@ def head_shape(
 
 # %% ../../nbs/models/02_writes.ipynb #b9361025
 def as_heads(
-    z: torch.Tensor,  # What the hook `attn.hook_z` gives, [batch, position, ...]
+    z: torch.Tensor,  # What the hook `attn.hook_z` gives, [batch, position, ...], or already in the common shape
     own: LayerHeads,  # The heads of that layer
     shape: HeadShape,  # The common shape
 ) -> torch.Tensor:  # [batch, position, n_heads, d_head]; a view of `z` if the layer has the common shape
     "Return `z` with one row for each head, filled up with zeros to the common shape."
+    if z.shape[2:] == shape[1:]:
+        return z
     z = z.reshape(*z.shape[:2], own.n, own.size)
-    if own != (shape.n_heads, shape.d_head):
+    if own != shape[1:]:
         z = F.pad(z, (0, shape.d_head - own.size, 0, shape.n_heads - own.n))
     return z
 
