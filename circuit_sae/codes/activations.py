@@ -16,8 +16,9 @@ from ..core import InputError, fingerprint, one_of, progress, read_tensors, save
 from ..data.batches import PairBatch, bind_task, pair_batches
 from ..data.tasks import Encoder, Task
 from ..models.behaviour import Behaviour, judge
-from ..models.forward import check_writes, run_pairs
-from ..models.writes import write_matrices
+from ..models.forward import run_pairs
+from ..models.support import check_model
+from ..models.writes import head_shape, write_matrices
 
 # %% ../../nbs/codes/00_activations.ipynb #44200079
 POOLS = ['mean', 'mean_no_bos', 'last']
@@ -177,8 +178,7 @@ class PooledZ:
         has_bos = Encoder(self.bound.model).bos is not None
         lengths = sorted({len(ids) for ids in self.bound.tokens.ids})
         self.weights = {length: pool_weights(pool, length, has_bos) for length in lengths}
-        cfg = self.bound.model.cfg
-        self.z = torch.empty(n_rows, cfg.n_layers, cfg.n_heads, cfg.d_head)
+        self.z = torch.zeros(n_rows, *head_shape(self.bound.model))  # zero: heads that a layer does not have
         self.judged = np.full((n_rows, 3), np.nan, dtype=np.float32)
 
 # %% ../../nbs/codes/00_activations.ipynb #520b436b
@@ -297,14 +297,14 @@ def cache_head_acts(
 ) -> HeadActs:  # On the CPU; raises `InputError` for an unknown pool and for activations that are not finite
     """Return the pooled output of every head on every example, and how well the model does the task on them.
 
-    1. Check that the writes of all heads sum to the output of each attention block.
+    1. Check that the model is fit for it; the writes of all heads must sum to the output of each attention block.
     2. Run the missing pairs in batches of similar length. Pool each layer's `z` over positions as it arrives.
     3. Measure the answers with the logits at the last position.
     """
     bound = bind_task(model, task)
+    check_model(bound, 'activations')
     pooled = PooledZ(bound, pool=pool) if begun is None else _check_begun(begun, bound, pool)
     W = write_matrices(bound.model)
-    check_writes(bound.model, [bound.tokens.ids[0]], W=W)
     _run_missing(pooled, batch_size)
     labels = bound.tokens.is_positive
     return HeadActs(pooled.z, W.cpu(), labels, _made_from(bound, pool), Behaviour(pooled.judged, labels, bound.name))

@@ -27,7 +27,7 @@ def _check_kind(config):
             code='adapter-kind',
         )
 
-
+# %% ../../nbs/models/00_adapters.ipynb #82f9c932
 def _read_weights(folder):
     "Return the tensors of an adapter by name, without the prefix that peft adds."
     path = Path(folder) / 'adapter_model.safetensors'
@@ -88,15 +88,15 @@ def _check_target(name, p, tied):
     if reason:
         raise InputError(f"cannot add the adapter to '{name}': {reason}.", code='adapter-target')
 
-
+# %% ../../nbs/models/00_adapters.ipynb #361efcda
 def _fit(change, p, name):
     "Return a change in the layout of the parameter; Conv1D stores [in, out]."
     for tensor in (change, change.T if change.ndim == 2 else change):
         if tensor.shape == p.shape:
             return tensor
     raise InputError(
-        f"the adapter changes '{name}' by a tensor of shape {list(change.shape)}, the base model has {list(p.shape)}. It "
-        'belongs to another base model.',
+        f"the adapter changes '{name}' by a tensor of shape {list(change.shape)}, that of the base model "
+        f'has {list(p.shape)}. It belongs to another base model.',
         code='adapter-target',
     )
 
@@ -109,7 +109,7 @@ def _unused(names, folder):
         code='adapter-target',
     )
 
-
+# %% ../../nbs/models/00_adapters.ipynb #9671d7e9
 @torch.no_grad()
 def merge_adapter(
     model,  # A model of `transformers`; it is changed in place

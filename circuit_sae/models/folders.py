@@ -26,7 +26,7 @@ def is_path(
     starts = name.startswith(('/', './', '../', '~', '.\\')) or name in ('.', '..')
     return starts or '\\' in name or name.count('/') > 1 or name.endswith('/') or bool(re.match('[A-Za-z]:', name))
 
-
+# %% ../../nbs/models/00_folders.ipynb #19463cd2
 def similar_folders(
     folder,  # A folder that does not exist
 ) -> list:  # At most three paths, str
@@ -55,7 +55,7 @@ def _no_such_folder(name, folder):
         code='no-such-folder',
     )
 
-
+# %% ../../nbs/models/00_folders.ipynb #90ec731e
 def find_folder(
     name,  # A folder, or the name of a model: a string or a `Path`
 ) -> Path:  # The folder; None if `name` is the name of a model
@@ -93,7 +93,7 @@ def _check_pointer(path):
             code='git-lfs-pointer',
         )
 
-
+# %% ../../nbs/models/00_folders.ipynb #63441e76
 def _check_safetensors(path):
     "Raise `InputError` unless a safetensors file is as long as its header says."
     size = path.stat().st_size
@@ -141,11 +141,12 @@ def _no_weights(folder):
     other = sorted(p.name for p in folder.iterdir() if p.suffix in ('.gguf', '.h5', '.msgpack', '.onnx', '.pt', '.pth'))
     hint = f' It holds {", ".join(other[:3])}, which is another format; convert it to safetensors.' if other else ''
     return InputError(
-        f"expected weights in '{folder}': one of {', '.join(_WEIGHTS)}. There are none.{hint} Download the whole model.",
+        f"expected weights in '{folder}': one of {', '.join(_WEIGHTS)}. There are none.{hint} "
+        'Download the whole model.',
         code='no-weights',
     )
 
-
+# %% ../../nbs/models/00_folders.ipynb #76092ffa
 def _check_weights(folder):
     "Raise `InputError` unless the weights of a folder are there and whole."
     name = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
@@ -180,7 +181,7 @@ def _has_own_tokenizer(folder):
     config = load_json(path) if path.is_file() else {}
     return 'auto_map' in config or str(config.get('tokenizer_class')).startswith(('ByT5', 'Canine', 'Perceiver'))
 
-
+# %% ../../nbs/models/00_folders.ipynb #f93e6682
 def _check_tokenizer(*folders):
     "Raise `InputError` unless one of the folders holds a tokenizer."
     if not any(has_tokenizer(folder) for folder in folders):
@@ -204,7 +205,7 @@ _PACKAGES = dict(
     eetq='eetq',
 ) | {'compressed-tensors': 'compressed_tensors', 'auto-round': 'auto_round', 'torchao': 'torchao', 'vptq': 'vptq'}
 
-
+# %% ../../nbs/models/00_folders.ipynb #e87da08e
 def _check_decoder(config, where):
     "Raise `InputError` unless a configuration is that of a decoder that predicts the next token."
     names = config.get('architectures') or [str(config.get('model_type'))]
@@ -235,7 +236,7 @@ def _check_packing(config, where):
             code='packed-weights',
         )
 
-
+# %% ../../nbs/models/00_folders.ipynb #392e51db
 def check_config(
     config: dict,  # The content of `config.json`
     where='the model',  # Folder or name of the model, for the message
@@ -283,7 +284,7 @@ def _check_adapter_weights(folder):
         code='no-weights',
     )
 
-
+# %% ../../nbs/models/00_folders.ipynb #02d445cc
 def check_folder(
     folder,  # The folder of a model, as `find_folder` returns it
 ):

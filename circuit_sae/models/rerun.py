@@ -15,8 +15,9 @@ import torch
 from fastcore.basics import patch
 from ..core import InputError
 from .forward import as_ids, behind_end, first_positions, forward, hooked, keys_values
-from .forward import last_logits, model_lock, z_name
-from .writes import as_heads, attention_layers, from_heads, head_shape, layer_heads
+from .forward import last_logits, z_name
+from .load import model_lock
+from .writes import as_heads, attention_layers, from_heads, head_shape, layer_heads, stack_heads
 
 # %% ../../nbs/models/04_rerun.ipynb #9191aea7
 def edit_hook(
@@ -33,7 +34,7 @@ def edit_hook(
 
     return z_name(layer), change
 
-
+# %% ../../nbs/models/04_rerun.ipynb #5f6a6698
 @torch.no_grad()
 def run_edited(
     model,  # A TransformerLens bridge
@@ -58,8 +59,7 @@ def collect_z(
     "Return the logits and the raw output of every head at every position."
     kept = {}
     logits = run_edited(model, ids, lambda layer, z: kept.update({layer: z.detach().clone()}), lengths)
-    none = torch.zeros_like(next(iter(kept.values())))  # of a layer without attention
-    return logits, torch.stack([kept.get(layer, none) for layer in range(model.cfg.n_layers)])
+    return logits, stack_heads(model, kept)
 
 # %% ../../nbs/models/04_rerun.ipynb #8bacc178
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def _run_and_keep(model, ids):
         out = forward(model, ids)
     return out, resid, returned[-1]
 
-# %% ../../nbs/models/04_rerun.ipynb #3d3c9f63
+# %% ../../nbs/models/04_rerun.ipynb #ab5f774f
 class Reruns(NamedTuple):
     "Say which shortcuts reruns of a model may take."
 
@@ -184,7 +184,7 @@ def rerun(
     last = self.model.cfg.n_layers - 1
     return self.continue_from(layer, last, rows, self.resid[layer][rows], self.clip(start), hooks)
 
-# %% ../../nbs/models/04_rerun.ipynb #21e6f543
+# %% ../../nbs/models/04_rerun.ipynb #98e03f5c
 def _unchanged(mid, layer, start):
     "Return whether a rerun without a change, from a layer and position on, gives the logits of the clean pass."
     tol = 1e-3 if next(mid.model.original_model.parameters()).dtype == torch.float32 else 0.05
@@ -195,7 +195,7 @@ def _unchanged(mid, layer, start):
         return False  # a model may fail in any way when its blocks are skipped
     return (again - mid.logits).abs().max().item() <= tol * mid.logits.abs().max().clamp_min(1e-6).item()
 
-
+# %% ../../nbs/models/04_rerun.ipynb #04fd73a2
 def _find_shortcuts(model):
     "Return the `Reruns` of a model, tried on a short prompt; None if no rerun gives the same logits."
     ids = torch.arange(1, 7)[None] % model.cfg.d_vocab
@@ -209,7 +209,7 @@ def _find_shortcuts(model):
             )
     return None
 
-# %% ../../nbs/models/04_rerun.ipynb #78a807f8
+# %% ../../nbs/models/04_rerun.ipynb #5a2819ac
 def reruns(
     model,  # A TransformerLens bridge
 ) -> Reruns:  # Raises `InputError` if a rerun without a change does not give the same logits

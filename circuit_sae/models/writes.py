@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['post_norm', 'norm_gain', 'LayerHeads', 'layer_heads', 'HeadShape', 'attention_layers', 'head_shape', 'as_heads',
-           'from_heads', 'write_matrix', 'write_matrices']
+           'from_heads', 'stack_heads', 'write_matrix', 'write_matrices']
 
 # %% ../../nbs/models/02_writes.ipynb #795b929e
 from typing import NamedTuple
@@ -32,7 +32,7 @@ def norm_gain(
     device = 'cpu' if weight.is_meta else weight.device  # meta: an offloaded weight
     return norm(torch.full((1, d_model), 1e4, dtype=weight.dtype, device=device))[0].float()
 
-# %% ../../nbs/models/02_writes.ipynb #af74dc2d
+# %% ../../nbs/models/02_writes.ipynb #ac1a5172
 class LayerHeads(NamedTuple):
     "Describe the heads of one layer."
 
@@ -45,7 +45,7 @@ def _has_attention(block):
     attn = getattr(block, 'attn', None)
     return getattr(attn, 'o', None) is not None
 
-# %% ../../nbs/models/02_writes.ipynb #9f4052d8
+# %% ../../nbs/models/02_writes.ipynb #5b369e29
 def _z_width(attn):
     "Return the width of the `z` of all heads together: what the output matrix reads."
     out = attn.o.original_component
@@ -66,7 +66,7 @@ def _split_width(attn, width, n_heads):
         return LayerHeads(n, size)
     return LayerHeads(n_heads, width // n_heads) if n_heads and width % n_heads == 0 else None
 
-# %% ../../nbs/models/02_writes.ipynb #aa6f9d43
+# %% ../../nbs/models/02_writes.ipynb #07203d68
 def layer_heads(
     model,  # A TransformerLens bridge
     layer: int,  # Which layer
@@ -79,13 +79,14 @@ def layer_heads(
     found = _split_width(block.attn, width, model.cfg.n_heads)
     if found is None or found.n > model.cfg.n_heads:
         raise InputError(
-            f'expected at most {model.cfg.n_heads} attention heads in a layer, as the configuration says; layer {layer} '
-            f'has heads of together {width} numbers, which do not divide into them. This architecture is not supported.',
+            f'expected at most {model.cfg.n_heads} attention heads in a layer, as the configuration says; '
+            f'the z of layer {layer} has {width} numbers, which do not divide into them. This '
+            'architecture is not supported.',
             code='unsupported-model',
         )
     return found
 
-# %% ../../nbs/models/02_writes.ipynb #fdea9071
+# %% ../../nbs/models/02_writes.ipynb #18897a90
 class HeadShape(NamedTuple):
     "Describe the common shape of the heads of all layers."
 
@@ -100,7 +101,7 @@ def attention_layers(
     "Return the layers that have attention; of an encoder-decoder, none."
     return [layer for layer, block in enumerate(getattr(model, 'blocks', ())) if _has_attention(block)]
 
-
+# %% ../../nbs/models/02_writes.ipynb #56b057d7
 def head_shape(
     model,  # A TransformerLens bridge
 ) -> HeadShape:  # Raises `InputError` if no layer has attention
@@ -114,15 +115,17 @@ def head_shape(
         )
     return HeadShape(len(model.blocks), model.cfg.n_heads, max(layer_heads(model, layer).size for layer in layers))
 
-# %% ../../nbs/models/02_writes.ipynb #b84cf887
+# %% ../../nbs/models/02_writes.ipynb #b9361025
 def as_heads(
-    z: torch.Tensor,  # What the hook `attn.hook_z` gives, [batch, position, ...]
+    z: torch.Tensor,  # What the hook `attn.hook_z` gives, [batch, position, ...], or already in the common shape
     own: LayerHeads,  # The heads of that layer
     shape: HeadShape,  # The common shape
 ) -> torch.Tensor:  # [batch, position, n_heads, d_head]; a view of `z` if the layer has the common shape
     "Return `z` with one row for each head, filled up with zeros to the common shape."
+    if z.shape[2:] == shape[1:]:
+        return z
     z = z.reshape(*z.shape[:2], own.n, own.size)
-    if own != (shape.n_heads, shape.d_head):
+    if own != shape[1:]:
         z = F.pad(z, (0, shape.d_head - own.size, 0, shape.n_heads - own.n))
     return z
 
@@ -135,7 +138,18 @@ def from_heads(
     "Return `z` without the added zeros, in the layout that the hook `attn.hook_z` expects."
     return z[:, :, : own.n, : own.size].reshape(*z.shape[:2], *like.shape[2:])
 
-# %% ../../nbs/models/02_writes.ipynb #4d97caab
+# %% ../../nbs/models/02_writes.ipynb #8d9084a1
+def stack_heads(
+    model,  # A TransformerLens bridge
+    by_layer: dict,  # Layer to what the hook `attn.hook_z` gave there: `z`, or a gradient by it
+) -> torch.Tensor:  # [layer, batch, position, n_heads, d_head]
+    "Return the tensors of all layers in the common shape; zeros for a layer that is not in `by_layer`."
+    shape = head_shape(model)
+    found = {layer: as_heads(z, layer_heads(model, layer), shape) for layer, z in by_layer.items()}
+    none = torch.zeros_like(next(iter(found.values())))
+    return torch.stack([found.get(layer, none) for layer in range(shape.n_layers)])
+
+# %% ../../nbs/models/02_writes.ipynb #4ad6b2bd
 def _output_matrix(attn, own):
     "Return the output matrix of a layer, float32 [n, size, d_model], whatever the head size of the configuration."
     from accelerate.utils import align_module_device
