@@ -1,4 +1,4 @@
-"Embedding, heads and MLPs as nodes: gradients, patching and circuits agree with runs written out, on six architectures."
+"Embedding, heads and MLPs as nodes: gradients, patching and circuits agree with runs written out."
 
 import json
 

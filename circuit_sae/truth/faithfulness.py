@@ -199,7 +199,11 @@ def measure_circuits(
             logits, outputs = substitutes(batch)
             measure = batch_metric(bound, metric, batch, logits)
             for i, kept in enumerate(distinct):
-                out[i, batch.pairs] = measure(run_circuit(bound.model, batch.positives, kept, outputs)).cpu()
+                if kept[0] or ablation != 'resample':
+                    found = run_circuit(bound.model, batch.positives, kept, outputs)
+                else:
+                    found = logits  # with the embedding of the negative, every node computes the negative
+                out[i, batch.pairs] = measure(found).cpu()
                 bar.update()
     return out[np.ravel(back)]
 
