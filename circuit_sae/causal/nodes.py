@@ -187,6 +187,11 @@ def _sites_by_layer(model):
     return by_layer
 
 
+def _existing(model):
+    "Return the indices of the nodes that a model has: layers may lack an MLP or attention."
+    return {n for site in node_sites(model) for n in range(site.nodes.start, site.nodes.stop)}
+
+# %% ../../nbs/causal/04_nodes.ipynb #63b2cf2d
 def _wanted_in(sites, wanted):
     "Return the wanted nodes among those of a layer, as indices."
     return [n for site in sites for n in range(site.nodes.start, site.nodes.stop) if n in wanted]
@@ -200,25 +205,23 @@ def _patch_batch(effects, bound, batch, wanted, substitutes, metric):
     measure = batch_metric(bound, metric, batch, logits)
     clean[batch.pairs] = measure(mid.logits).cpu()
     corrupted[batch.pairs] = measure(logits).cpu()
-    missing = wanted - {n for site in node_sites(bound.model) for n in range(site.nodes.start, site.nodes.stop)}
-    patched[np.ix_(batch.pairs, sorted(missing))] = clean[batch.pairs, None]  # a layer without an MLP
+    patched[np.ix_(batch.pairs, sorted(wanted - _existing(bound.model)))] = clean[batch.pairs, None]
     if 0 in wanted:
         embedded = _patch_embedding(bound.model, batch, outputs['embed.hook_out'])
         patched[batch.pairs, 0] = measure(embedded).cpu()
-    n = len(batch.pairs)
     for layer, sites in enumerate(_sites_by_layer(bound.model)):
         own = _wanted_in(sites, wanted)
         if own:
-            node = own * n
-            pair = torch.arange(n).repeat_interleave(len(own))
+            pair = torch.arange(len(batch.pairs)).repeat_interleave(len(own))
+            node = own * len(batch.pairs)
             rows = _patch_layer(mid, layer, sites, node, pair, outputs, substitutes.start(batch))
-            patched[np.ix_(batch.pairs, own)] = measure(rows, pair.tolist()).view(n, len(own)).cpu()
+            patched[np.ix_(batch.pairs, own)] = measure(rows, pair.tolist()).view(-1, len(own)).cpu()
             yield layer
 
 # %% ../../nbs/causal/04_nodes.ipynb #407c2399
 _ROWS = 256  # rows of a forward pass
 
-
+# %% ../../nbs/causal/04_nodes.ipynb #18952b21
 def patch_nodes(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task, with prompts of equal length in a pair; leave it out if `model` is a `BoundTask`

@@ -34,6 +34,16 @@ def area(
     return ((y[..., 1:] + y[..., :-1]) / 2 * np.diff(x)).sum(-1)
 
 # %% ../../nbs/truth/03_faithfulness.ipynb #ba7c7e2c
+def _check_gap(full, empty):
+    "Raise `InputError` if the full model does no better than the empty circuit."
+    if not abs((full - empty).mean()) > 1e-6:
+        raise InputError(
+            f'the metric is the same for the full model and for the empty circuit ({full.mean():.3g}), so '
+            'there is nothing to recover. Check that the model can do the task.',
+            code='no-difference',
+        )
+
+# %% ../../nbs/truth/03_faithfulness.ipynb #b690feeb
 class FaithfulnessCurve:
     "Hold the faithfulness of the circuits of one ranking: the best nodes at each fraction."
 
@@ -52,13 +62,7 @@ class FaithfulnessCurve:
         self.n_kept = n_kept
         self.name = name
         self.made_from = made_from or {}
-        gap = (self.full - self.empty).mean()
-        if not abs(gap) > 1e-6:
-            raise InputError(
-                f'the metric is the same for the full model and for the empty circuit ({self.full.mean():.3g}), so '
-                'there is nothing to recover. Check that the model can do the task.',
-                code='no-difference',
-            )
+        _check_gap(self.full, self.empty)
 
 # %% ../../nbs/truth/03_faithfulness.ipynb #a81cd020
 @patch(as_prop=True)
@@ -179,6 +183,19 @@ def run_circuit(
         return last_logits(forward(model, ids))
 
 # %% ../../nbs/truth/03_faithfulness.ipynb #7a8e4bcf
+def _measure_batch(bound, batch, circuits, substitutes, metric):
+    "Return the metric of every circuit on the pairs of one batch, [circuit, pair]."
+    logits, outputs = substitutes(batch)
+    measure = batch_metric(bound, metric, batch, logits)
+    rows = []
+    for kept in circuits:
+        if kept[0] or substitutes.ablation != 'resample':
+            rows.append(measure(run_circuit(bound.model, batch.positives, kept, outputs)).cpu().numpy())
+        else:  # with the embedding of the negative, every node computes the negative
+            rows.append(measure(logits).cpu().numpy())
+    return np.array(rows)
+
+# %% ../../nbs/truth/03_faithfulness.ipynb #8313e3ed
 def measure_circuits(
     model,  # A TransformerLens bridge, or a `BoundTask`
     circuits,  # Which nodes each circuit keeps, bool [circuit, node]
@@ -193,18 +210,8 @@ def measure_circuits(
     substitutes = NodeSubstitutes(bound, ablation)
     distinct, back = np.unique(np.asarray(circuits, dtype=bool), axis=0, return_inverse=True)
     out = np.zeros((len(distinct), bound.n))
-    batches = pair_batches(bound, batch_size, pad=False)
-    with progress(None, f'{bound.name}: circuits', len(batches) * len(distinct), 'circuit') as bar:
-        for batch in batches:
-            logits, outputs = substitutes(batch)
-            measure = batch_metric(bound, metric, batch, logits)
-            for i, kept in enumerate(distinct):
-                if kept[0] or ablation != 'resample':
-                    found = run_circuit(bound.model, batch.positives, kept, outputs)
-                else:
-                    found = logits  # with the embedding of the negative, every node computes the negative
-                out[i, batch.pairs] = measure(found).cpu()
-                bar.update()
+    for batch in progress(pair_batches(bound, batch_size, pad=False), f'{bound.name}: circuits', unit='batch'):
+        out[:, batch.pairs] = _measure_batch(bound, batch, distinct, substitutes, metric)
     return out[np.ravel(back)]
 
 # %% ../../nbs/truth/03_faithfulness.ipynb #64908175
