@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from circuit_sae.causal.nodes import NodeEffects, NodeSubstitutes, patch_neurons, patch_nodes
-from circuit_sae.causal.patching import patch_heads
-from circuit_sae.causal.paths import draw_edges
+from circuit_sae.causal.patching import HeadEffects, patch_heads
+from circuit_sae.causal.paths import PathEffects, draw_edges
 from circuit_sae.core import InputError
 from circuit_sae.data.batches import bind_task, pair_batches
 from circuit_sae.data.prompts import ioi_task, tiny_tokenizer
@@ -35,6 +35,7 @@ from circuit_sae.truth.faithfulness import (
     read_mib,
     top_nodes,
 )
+from circuit_sae.truth.references import effects_file, reference_edges
 
 D_VOCAB = len(tiny_tokenizer())
 SHAPE = dict(vocab_size=D_VOCAB, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
@@ -252,3 +253,11 @@ def test_drawn_edges_cover_every_stratum():
     open_ = [s for s in record['strata'] if s['drawn'] < s['of']]
     rates = [s['drawn'] / ((s['sender'] + 1) * (s['receiver'] + 1)) for s in open_]
     assert max(rates) - min(rates) <= 1.0 + 1e-9
+
+
+def test_drawn_edges_of_the_package_are_readable():
+    sample = PathEffects.load(effects_file('ioi').parent / 'ioi-drawn-edges.json')
+    truth = reference_edges('ioi-drawn', model='smollm2-135m', effect=0.01)
+    assert sample.reference() == truth and len(sample) >= 300
+    assert 0.1 < len(truth) / len(sample) < 0.5
+    assert sample.edges == draw_edges(HeadEffects.load(effects_file('ioi')), len(sample))[0]

@@ -344,4 +344,4 @@ def draw_edges(
     drawn = _draw(strata, n, np.random.default_rng(seed))
     counts = [dict(sender=a, receiver=b, drawn=len(drawn[a, b]), of=len(strata[a, b])) for a, b in drawn]
     edges = sorted(edge for some in drawn.values() for edge in some)
-    return edges, dict(n=n, cuts=list(cuts), seed=seed, strata=counts)
+    return edges, dict(n=n, of=total, cuts=list(cuts), seed=seed, strata=counts)

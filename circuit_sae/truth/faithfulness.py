@@ -109,7 +109,8 @@ def plot_faithfulness(
     ax = new_axis(ax, (4.6, 3.2))
     styles = ['-', '--', ':', '-.']
     for i, curve in enumerate(curves):
-        label = f'{curve.name}: CPR {curve.cpr:.2f}, CMD {curve.cmd:.2f}'
+        area = f'CMD {curve.cmd:.2f}' if curve.made_from.get('rank') == 'size' else f'CPR {curve.cpr:.2f}'
+        label = f'{curve.name}: {area}'
         color = str(0.2 * (i % 4))
         ax.plot(curve.fractions, curve.faithfulness, marker='.', color=color, ls=styles[i % 4], label=label)
     ax.axhline(1, color='.8', lw=1, zorder=0)
