@@ -363,6 +363,19 @@ def node_index(
     return 1 + node.layer * (n_heads + 1) + getattr(node, 'head', n_heads)
 
 # %% ../nbs/02_results.ipynb #6f8291f6
+def _node_array(values, n_layers, n_heads):
+    "Return scores as an array; raise `InputError` unless there is one for every node."
+    signed = np.asarray(values)
+    n = 1 + n_layers * (n_heads + 1)
+    if signed.shape != (n,):
+        raise InputError(
+            f'expected {n} scores: one for the embedding, and for each of {n_layers} layers one for each of {n_heads} '
+            f'heads and one for the MLP; got an array of shape {list(signed.shape)}.',
+            code='score-shape',
+        )
+    return signed
+
+# %% ../nbs/02_results.ipynb #174d5e63
 class NodeScores(SavedScores):
     "Hold one signed score for every node of a model: the embedding, the heads and the MLPs."
 
@@ -376,62 +389,62 @@ class NodeScores(SavedScores):
         name: str = 'score',  # What the score is called in tables and titles
         made_from: dict = None,  # Model, task and settings that the scores come from
     ):  # Raises `InputError` unless there is one number for every node
-        self._signed = None if values is None else np.asarray(values)
+        self.signed = _node_array(values, n_layers, n_heads)
         self._n_layers = n_layers
         self.n_heads = n_heads
         self.name = name
         self.made_from = made_from or {}
-        expected = 1 + n_layers * (n_heads + 1)
-        if values is not None and self.signed.shape != (expected,):
-            raise InputError(
-                f'expected {expected} scores: one for the embedding, and for each of {n_layers} layers one for each of '
-                f'{n_heads} heads and one for the MLP; got an array of shape {list(self.signed.shape)}.',
-                code='score-shape',
-            )
 
-    @property
-    def signed(self) -> np.ndarray:
-        "Return the signed scores, [node]."
-        return self._signed
+# %% ../nbs/02_results.ipynb #de4b5019
+@patch(as_prop=True)
+def values(self: NodeScores) -> np.ndarray:
+    "Return the sizes of the scores, which rank the nodes, [node]."
+    return np.abs(self.signed)
 
-    @property
-    def values(self) -> np.ndarray:
-        "Return the sizes of the scores, which rank the nodes, [node]."
-        return np.abs(self.signed)
 
-    @property
-    def n_layers(self) -> int:
-        "Return the number of layers."
-        return self._n_layers
+@patch(as_prop=True)
+def n_layers(self: NodeScores) -> int:
+    "Return the number of layers."
+    return self._n_layers
 
-    @property
-    def nodes(self) -> list:
-        "Return every node in the order of the arrays."
-        return all_nodes(self.n_layers, self.n_heads)
 
-    def __len__(self) -> int:
-        return len(self.values)
+@patch(as_prop=True)
+def nodes(self: NodeScores) -> list:
+    "Return every node in the order of the arrays."
+    return all_nodes(self.n_layers, self.n_heads)
 
-    def index(
-        self,
-        node,  # A node in any spelling
-    ) -> int:  # Raises `InputError` if the model has no such node
-        "Return the position of `node` in the arrays."
-        return node_index(node, self.n_layers, self.n_heads)
+# %% ../nbs/02_results.ipynb #265c51c7
+@patch
+def __len__(self: NodeScores) -> int:
+    return len(self.signed)
 
-    def __getitem__(self, node):
-        "Return the signed score of a node, in any spelling."
-        return self.signed[self.index(node)]
 
-    def to_state(self) -> tuple:  # (dict of arrays, dict of plain values)
-        "Return what a saved file holds."
-        info = dict(name=self.name, n_layers=self.n_layers, n_heads=self.n_heads, made_from=self.made_from)
-        return dict(signed=self.signed), info
+@patch
+def index(
+    self: NodeScores,
+    node,  # A node in any spelling
+) -> int:  # Raises `InputError` if the model has no such node
+    "Return the position of `node` in the arrays."
+    return node_index(node, self.n_layers, self.n_heads)
 
-    @classmethod
-    def from_state(cls, arrays, info):
-        "Return the scores that `to_state` described."
-        return cls(arrays['signed'], info['n_layers'], info['n_heads'], info['name'], info['made_from'])
+
+@patch
+def __getitem__(self: NodeScores, node):
+    "Return the signed score of a node, in any spelling."
+    return self.signed[self.index(node)]
+
+# %% ../nbs/02_results.ipynb #721259f9
+@patch
+def to_state(self: NodeScores) -> tuple:  # (dict of arrays, dict of plain values)
+    "Return what a saved file holds."
+    info = dict(name=self.name, n_layers=self.n_layers, n_heads=self.n_heads, made_from=self.made_from)
+    return dict(signed=self.signed), info
+
+
+@patch(cls_method=True)
+def from_state(cls: NodeScores, arrays, info):
+    "Return the scores that `to_state` described."
+    return NodeScores(arrays['signed'], info['n_layers'], info['n_heads'], info['name'], info['made_from'])
 
 # %% ../nbs/02_results.ipynb #71c05b63
 @patch

@@ -273,7 +273,8 @@ def _check_edges(edges, n_layers, n_heads):
     wrong = [f'{s}→{r}' for s, r in edges if s.layer >= r.layer]
     if wrong or not edges:
         raise InputError(
-            f'expected pairs (sender, receiver) with the sender in an earlier layer; got {wrong[0] if wrong else edges}.',
+            'expected pairs (sender, receiver) with the sender in an earlier layer; '
+            f'got {wrong[0] if wrong else "none"}.',
             code='no-edges',
         )
     return edges
@@ -312,6 +313,16 @@ def _strata(effects, cuts):
     return strata
 
 # %% ../../nbs/causal/01_paths.ipynb #0c858c89
+def _draw(strata, n, rng):
+    "Return {stratum: edges drawn}, `n` edges in all, each from the stratum that has the fewest for its weight."
+    left = {key: list(rng.permutation(len(strata[key]))) for key in sorted(strata)}
+    drawn = {key: [] for key in left}
+    for _ in range(n):
+        key = min((k for k in left if left[k]), key=lambda k: len(drawn[k]) / ((k[0] + 1) * (k[1] + 1)))
+        drawn[key].append(strata[key][left[key].pop()])
+    return drawn
+
+# %% ../../nbs/causal/01_paths.ipynb #b6b87d6f
 def draw_edges(
     effects: HeadScores,  # The effect of every head, such as the result of `patch_heads`
     n: int = 360,  # How many edges
@@ -326,16 +337,11 @@ def draw_edges(
        (class + 1) of sender and receiver.
     2. Draw one edge at a time from the stratum with the fewest edges drawn for its weight, until it is empty.
     """
-    rng = np.random.default_rng(seed)
     strata = _strata(effects, cuts)
-    left = {key: list(rng.permutation(len(strata[key]))) for key in sorted(strata)}
     total = sum(map(len, strata.values()))
     if n > total:
         raise InputError(f'expected at most {total} edges, all that the model has; got n={n}.', code='bad-count')
-    drawn = {key: [] for key in left}
-    for _ in range(n):
-        key = min((k for k in left if left[k]), key=lambda k: len(drawn[k]) / ((k[0] + 1) * (k[1] + 1)))
-        drawn[key].append(strata[key][left[key].pop()])
+    drawn = _draw(strata, n, np.random.default_rng(seed))
     counts = [dict(sender=a, receiver=b, drawn=len(drawn[a, b]), of=len(strata[a, b])) for a, b in drawn]
     edges = sorted(edge for some in drawn.values() for edge in some)
-    return edges, dict(n=n, cuts=list(cuts), seed=seed, strata=counts)
+    return edges, dict(n=n, of=total, cuts=list(cuts), seed=seed, strata=counts)

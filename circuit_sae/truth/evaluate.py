@@ -225,7 +225,7 @@ def pseudo_f1(
     return _best(_pseudo_f1(tp, n), n, threshold)
 
 # %% ../../nbs/truth/01_evaluate.ipynb #e378d65d
-def _figures(tp, n, k):
+def _figures_from_counts(tp, n, k):
     "Return every figure from the counts of `_steps`; a leading axis of `tp` is kept."
     return {
         'roc_auc': _auc(tp, n),
@@ -259,15 +259,15 @@ class Evaluation:
         self.precision_recall = precision_recall_curve(scores, truth)
         self.best_f1 = best_f1(scores, truth)
         self.pseudo_f1 = pseudo_f1(scores, truth)
-        self.figures = self._figures_of(scores)
+        self.figures = self._judge_scores(scores)
         self.roc_auc = self.figures['roc_auc']
         self.average_precision = self.figures['average_precision']
         self.precision_at_k = self.figures['precision_at_k']
 
-    def _figures_of(self, scores):
+    def _judge_scores(self, scores):
         "Return every figure of some scores against this truth."
         tp, n, _ = _steps(scores, self.truth)
-        return {k: float(v) for k, v in _figures(tp, n, self.n_positives).items()}
+        return {k: float(v) for k, v in _figures_from_counts(tp, n, self.n_positives).items()}
 
 # %% ../../nbs/truth/01_evaluate.ipynb #11a8821c
 @patch
@@ -279,7 +279,7 @@ def shuffled(
     "Return the figures of the same scores assigned to the heads at random."
     t = np.random.default_rng(seed).permuted(np.tile(self.truth, (n, 1)), axis=1)
     tp, n_heads, _ = _steps(self.scores, t)
-    return _figures(tp, n_heads, self.n_positives)
+    return _figures_from_counts(tp, n_heads, self.n_positives)
 
 
 @patch
@@ -287,7 +287,7 @@ def layer_index(self: Evaluation) -> dict:
     "Return the figures of the layer index; empty if the layers are not known."
     if self.shape is None:
         return {}
-    return self._figures_of(np.repeat(np.arange(self.shape[0]), self.shape[1]))
+    return self._judge_scores(np.repeat(np.arange(self.shape[0]), self.shape[1]))
 
 # %% ../../nbs/truth/01_evaluate.ipynb #3cb95393
 @patch
