@@ -19,6 +19,7 @@ from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import get_task
 from circuit_sae.data.readers import read_examples
 from circuit_sae.data.tasks import Task
+from circuit_sae.models.behaviour import check_behaviour
 from circuit_sae.models.forward import check_writes, run
 from circuit_sae.models.load import load_model, model_identity
 from circuit_sae.models.weights import registry_folder
@@ -46,11 +47,10 @@ def model():
 
 
 def test_the_bridge_is_the_model_of_transformers(model):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    folder = registry_folder(NAME)
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(registry_folder(NAME), dtype=torch.float32)
+    tokenizer = model.tokenizer
     config = theirs.config
     assert [config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads] == [18, 4, 1]
     assert [config.hidden_size, config.head_dim, config.vocab_size] == [640, 256, 262144]
@@ -71,8 +71,6 @@ def test_saved_effects_belong_to_it(model):
     assert made_from['model'] == model_identity(model)
     bound = bind_task(model, get_task('ioi', n=made_from['n_pairs'], seed=made_from['seed']))
     assert bound.identity['pairs'] == made_from['pairs']
-    from circuit_sae.models.behaviour import check_behaviour
-
     few = check_behaviour(bound.take(8))
     np.testing.assert_allclose(few.logit_diff, np.r_[arrays['clean'][:8], arrays['corrupted'][:8]], atol=1e-3)
     assert arrays['clean'].mean() > 4 and abs(arrays['corrupted'].mean()) < 0.5
