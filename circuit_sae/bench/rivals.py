@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hold', 'scale_gradient', 'with_slopes', 'norms_held', 'pattern_held', 'products_halved', 'mlps_by_ratio',
-           'softer_softmax', 'relp', 'attn_lrp', 'gim', 'atp_star']
+           'softer_softmax', 'relp', 'attn_lrp', 'gim', 'atp_star', 'flow_routes']
 
 # %% ../../nbs/bench/09_rivals.ipynb #26c513d9
 import warnings
@@ -26,7 +26,7 @@ from circuit_sae.score.attribution import (
     no_weight_gradients,
     z_gradients,
 )
-from ..score.flow_rules import safe_ratio
+from ..score.flow_rules import per_head, safe_ratio
 
 # %% ../../nbs/bench/09_rivals.ipynb #e2863544
 def hold(x, hook=None):  # An activation, of any shape
@@ -193,3 +193,67 @@ def atp_star(evidence, metric='logit_diff', batch_size=24):
         effects = _drop_effects(bound.model, batch, PairMetric(bound, metric, batch.pairs))
         total = total + effects.abs().sum((0, 1))
     return (total / bound.n / max(1, bound.model.cfg.n_layers - 1)).cpu().numpy()
+
+# %% ../../nbs/bench/09_rivals.ipynb #1f6d50c3
+def _proximity(parts, whole):
+    "Return max(0, |whole| - |whole - part|) in L1 norm; `parts` [position, part, d_model], `whole` [position, d_model]."
+    size = whole.abs().sum(-1, keepdim=True)
+    return (size - (whole[:, None] - parts).abs().sum(-1)).clamp_min(0)
+
+
+def _route_layer(importance, resid, pattern, writes):
+    """Return each head's importance, [head], and that of each position before the layer, [position].
+
+    `resid` [position, d_model], `pattern` [head, position, source], `writes` [source, head, d_model]: value times output matrix.
+    """
+    n_pos, n_heads, d_model = writes.shape
+    added = torch.einsum('hps,shm->pshm', pattern, writes).reshape(n_pos, -1, d_model)
+    parts = torch.cat([resid[:, None], added], 1)
+    share = _proximity(parts, parts.sum(1))
+    share = importance[:, None] * safe_ratio(share, share.sum(1, keepdim=True))
+    by_write = share[:, 1:].reshape(n_pos, n_pos, n_heads)
+    return by_write.sum((0, 1)), share[:, 0] + by_write.sum((0, 2))
+
+# %% ../../nbs/bench/09_rivals.ipynb #99627306
+_ROUTE_SITES = dict(resid='hook_resid_pre', pattern='attn.hook_pattern', v='attn.hook_v')
+
+
+@torch.no_grad()
+def _cache_routes(model, ids):
+    "Return {(layer, site): activation of one prompt}."
+    kept = {}
+
+    def keep(x, hook, key=None):
+        kept[key] = x[0].float()
+
+    layers = range(model.cfg.n_layers)
+    hooks = [
+        (f'blocks.{layer}.{name}', partial(keep, key=(layer, site)))
+        for layer in layers
+        for site, name in _ROUTE_SITES.items()
+    ]
+    with model.hooks(fwd_hooks=hooks):
+        forward(model, ids)
+    return kept
+
+
+def _routes(model, ids):
+    "Return the importance of every head for one prompt, [n_layers * n_heads]."
+    kept = _cache_routes(model, ids)
+    importance = torch.zeros(len(ids[0]))
+    importance[-1] = 1
+    heads = []
+    for layer in reversed(range(model.cfg.n_layers)):
+        W = write_matrix(model, layer)
+        v = per_head(kept[layer, 'v'][None], *W.shape[:2])[0]
+        writes = torch.einsum('shd,hdm->shm', v, W)
+        of_heads, importance = _route_layer(importance, kept[layer, 'resid'], kept[layer, 'pattern'], writes)
+        heads.insert(0, of_heads)
+    return torch.cat(heads).numpy()
+
+
+@scorer('information-flow routes')
+def flow_routes(evidence):
+    "Follow the importance of writes back from the last position of the positives (arXiv 2403.00824)."
+    tokens, n = evidence.bound.tokens, evidence.bound.n
+    return np.mean([_routes(evidence.model, np.array([ids])) for ids in tokens.ids[:n]], 0)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ANSWER_FREE', 'SUMMARIES', 'PLACES', 'RANKING', 'no_weight_gradients', 'add_zeros', 'hook_gradients', 'z_gradients',
-           'prediction_change', 'divergence', 'PairMetric', 'summarize_pairs', 'HeadAttribution', 'attribute_heads',
-           'ranking_settings', 'rank_heads']
+           'prediction_change', 'divergence', 'PairMetric', 'embeddings', 'summarize_pairs', 'HeadAttribution',
+           'attribute_heads', 'ranking_settings', 'rank_heads']
 
 # %% ../../nbs/score/02_attribution.ipynb #5bb181da
 import contextlib
@@ -159,7 +159,10 @@ def change(self: PairMetric) -> torch.Tensor:
 
 # %% ../../nbs/score/02_attribution.ipynb #62c33a4f
 @torch.no_grad()
-def _embeddings(model, ids):
+def embeddings(
+    model,  # A TransformerLens bridge
+    ids,  # Token ids, int [batch, position]
+) -> torch.Tensor:
     "Return the token embeddings of `ids`, [batch, position, d_model]."
     kept = []
     with model.hooks(fwd_hooks=[('embed.hook_out', lambda x, hook: kept.append(x.detach()))]):
@@ -168,8 +171,8 @@ def _embeddings(model, ids):
 
 
 def _path_gradients(model, batch, measure, parts, rules):
-    "Return `z` of the positives and the mean gradient over inputs at these parts of the way from the negatives to them."
-    first = _embeddings(model, batch.negatives) if min(parts) < 1 else None
+    "Return `z` of the positives and the mean gradient at these parts of the way from the negatives to them."
+    first = embeddings(model, batch.negatives) if min(parts) < 1 else None
     if 1 not in parts:
         measure.positive, z = collect_z(model, batch.positives, batch.lengths[0])
     total = 0
@@ -206,7 +209,7 @@ def _at_negatives(model, batch, measure, rules):
 
 
 def _between(model, batch, measure, parts, rules):
-    "Return `z` of positives and negatives, and the mean gradient at these parts of the way from negatives to positives."
+    "Return `z` of positives and negatives, and the mean gradient at these parts of the way between them."
     measure.negative, z_neg = collect_z(model, batch.negatives, batch.lengths[1])
     z, gradient = _path_gradients(model, batch, measure, parts, rules)
     return z, z_neg, gradient
