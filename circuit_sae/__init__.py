@@ -1,6 +1,11 @@
 __version__ = "0.1.0"
 
+import os as _os
 from importlib import import_module as _import_module
+
+# Threads of PyTorch that wait should sleep instead of spin: on a machine with other busy processes, spinning makes the
+# training of an autoencoder several times slower. OpenMP reads this variable when PyTorch is imported.
+_os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 
 def __getattr__(name):

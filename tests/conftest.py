@@ -26,6 +26,15 @@ CHROMIUM_FLAGS = [
 MADE = {'.git', '.venv', '__pycache__', 'build', 'dist', '_docs', '_proc', 'runs'}  # never part of the source
 
 
+def pytest_collection_modifyitems(items):
+    """Put long tests first, so that at the end idle processes find only short ones to take over.
+
+    First the site, whose build keeps a process busy for a minute, then the notebooks, then all other tests.
+    """
+    order = ['test_site', 'test_notebooks']
+    items.sort(key=lambda item: (*order, item.path.stem).index(item.path.stem))
+
+
 def repo_files():
     "Return every file that is committed or would be, relative to the root of the repository."
     r = subprocess.run(

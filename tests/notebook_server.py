@@ -1,8 +1,8 @@
 """Run notebooks in processes forked from one that has imported the libraries.
 
 A notebook takes about nine seconds of processor time to import PyTorch, Transformers and TransformerLens. The fork
-server of the standard library imports them once; a fork costs milliseconds. It never computes anything itself, so that
-no thread pool is lost in a fork. The package under test is not preloaded: each notebook imports this checkout's code.
+server of the standard library imports them once; a fork costs milliseconds. It also loads the default model once
+(`warm.py`), on one thread, so that no thread pool is lost in a fork.
 
     python tests/notebook_server.py nbs/score/01_flow.ipynb    run a notebook and save its outputs
 """
@@ -11,13 +11,15 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 PRELOAD = [
     *('torch', 'numpy', 'pandas', 'matplotlib.pyplot', 'safetensors.torch', 'scipy.stats', 'sklearn.linear_model'),
     *('transformers', 'transformers.models.llama.modeling_llama', 'tokenizers', 'gguf', 'accelerate', 'ipywidgets'),
     *('transformer_lens.model_bridge', 'transformer_lens.config', 'transformer_lens.model_bridge.sources.native'),
-    *('nbdev.test', 'nbdev.showdoc', 'execnb.shell', 'fastcore.test', 'tqdm.auto'),
+    *('nbdev.test', 'nbdev.showdoc', 'execnb.shell', 'fastcore.test', 'tqdm.auto', 'warm'),
 ]
 
 
@@ -25,7 +27,20 @@ def context():
     "Return a multiprocessing context whose processes have the libraries imported."
     ctx = multiprocessing.get_context('forkserver')
     ctx.set_forkserver_preload(PRELOAD)
+    paths = os.environ.get('PYTHONPATH')
+    here = str(Path(__file__).resolve().parent)
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [here, paths]))):
+        forkserver.ensure_running()
     return ctx
+
+
+def _use_warm(path, root):
+    "Use the package and the model that the fork server has loaded, unless the notebook is about loading or elsewhere."
+    warm = sys.modules.get('warm')
+    if warm and warm.ROOT != root:
+        warm.forget()
+    elif warm and path.parent.name != 'models':
+        warm.lend()
 
 
 def _run(notebook, save, log):
@@ -43,6 +58,7 @@ def _run(notebook, save, log):
     os.environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
     os.environ['PYTHONPATH'] = str(root)  # for the processes that a notebook starts
     os.chdir(path.parent)
+    _use_warm(path, root)
     nb = read_nb(path)
     shell = CaptureShell(path)
     try:

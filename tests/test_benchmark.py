@@ -327,20 +327,6 @@ def test_a_model_in_a_folder_and_a_task_in_a_file(tmp_path, here):
     assert (again.key == df.key).tolist() == [True, True, False, False]
 
 
-def test_dask_on_a_local_cluster(tmp_path, slow_scorers):
-    distributed = pytest.importorskip('distributed')
-    methods = [slow_scorers.slow, lambda evidence: np.arange(evidence.n)]  # Dask can send what pickle cannot
-    what = WHAT | dict(tasks='chain')
-    settings = dict(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None)
-    with distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client:
-        df = benchmark(methods, out=tmp_path / 'out', executor=client.get_executor(pure=False), **what)
-    assert df.error.isna().all()
-    assert df.roc_auc.notna().all()
-    assert len(df) == 8
-    with ThreadPoolExecutor(1) as here:
-        assert same(benchmark(methods, out=tmp_path / 'out2', executor=here, **what), df)
-
-
 def test_an_input_error_keeps_its_code_when_a_table_is_judged(tmp_path, here):
     df = benchmark('layer index', out=tmp_path, executor=here, **ONE_CELL)
     with pytest.raises(InputError, match='planted, chain: ') as error:

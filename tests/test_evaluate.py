@@ -23,7 +23,7 @@ from circuit_sae.truth.evaluate import (
 )
 from circuit_sae.truth.references import reference, reference_edges, references
 
-many = settings(deadline=None, derandomize=True, database=None, max_examples=200)
+many = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 
 
 @st.composite

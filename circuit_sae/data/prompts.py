@@ -11,7 +11,7 @@ __all__ = ['ABBA', 'BABA', 'NAMES', 'PLACES', 'THINGS', 'NOUNS', 'YEARS', 'GREAT
 from functools import partial
 from pathlib import Path
 from ..core import one_of
-from .readers import Example
+from .readers import FILE_KINDS, Example
 from .tasks import Task
 
 # %% ../../nbs/data/02_prompts.ipynb #a0d17f40
@@ -295,15 +295,15 @@ TASKS = dict(ioi=ioi_task, greater_than=greater_than_task, docstring=docstring_t
 
 
 def get_task(
-    name: str,  # A key of `TASKS`, or the path of a `.csv` or `.jsonl` file of pairs
+    name: str,  # A key of `TASKS`, or the path of a file or folder of pairs, see `read_table`
     n: int = 250,  # Number of pairs; of a file, at most as many
     seed: int = 0,  # Seed of the draw; a file is read from the top
     **kwargs,  # For a file: arguments of `Task.from_data`
 ) -> Task:  # Raises `InputError` for an unknown name or a file that cannot be used
     "Return a built-in task by name, or the task in a file."
     path = Path(str(name))
-    is_file = path.suffix.lower() in ('.csv', '.jsonl') or path.is_file()
-    if name not in TASKS and is_file:
+    is_path = path.suffix.lower() in FILE_KINDS or len(path.parts) > 1 or path.exists()
+    if name not in TASKS and is_path:
         return Task.from_data(path, **kwargs).take(n)
     return TASKS[one_of(name, TASKS, 'task')](n=n, seed=seed)
 

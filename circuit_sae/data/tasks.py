@@ -15,30 +15,69 @@ from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
-from ..core import InputError, one_of, whole_file
-from .readers import read_examples
+from ..core import InputError, one_of, write_text
+from .readers import raise_all, read_table
 
 # %% ../../nbs/data/01_tasks.ipynb #ed6d6cda
 class Encoder:
-    "Turn text into token ids as the model sees them."
+    "Turn prompts into token ids as the model sees them."
 
     def __init__(
         self,
         model,  # A TransformerLens model, or a Hugging Face tokenizer
+        chat: bool | str = False,  # Write prompts in the chat template? A text begins the reply
     ):
-        self.tokenizer = getattr(model, 'tokenizer', None) or model
-        if not callable(self.tokenizer):
-            raise InputError(
-                f'expected a model with a tokenizer, or a tokenizer; got {type(model).__name__}.', code='no-tokenizer'
-            )
+        self.tokenizer = _tokenizer_of(model)
         prepend = getattr(getattr(model, 'cfg', None), 'default_prepend_bos', True)
         self.bos = self.tokenizer.bos_token_id if prepend is not False else None
+        self.chat = chat
         self._endings = {}
 
-    def __call__(self, text) -> list:
-        "Return the token ids of a text, BOS first if the model has one."
-        ids = self.tokenizer(text, add_special_tokens=False)['input_ids']
-        return ids if self.bos is None else [self.bos, *ids]
+    def __call__(self, prompt) -> list:
+        "Return the token ids of a prompt, BOS first if the model has one."
+        return self.encode(self.text(prompt))
+
+# %% ../../nbs/data/01_tasks.ipynb #897bdd32
+def _tokenizer_of(model):
+    "Return the tokenizer of a model, or the tokenizer itself."
+    tokenizer = getattr(model, 'tokenizer', None) or model
+    if not callable(tokenizer):
+        raise InputError(
+            f'expected a model with a tokenizer, or a tokenizer; got {type(model).__name__}.', code='no-tokenizer'
+        )
+    return tokenizer
+
+
+@patch
+def encode(
+    self: Encoder,
+    text: str,  # A text as the model sees it
+) -> list:
+    "Return the token ids of a text, with BOS in front once if the model has one."
+    ids = self.tokenizer(text, add_special_tokens=False)['input_ids']
+    return ids if self.bos is None or ids[:1] == [self.bos] else [self.bos, *ids]
+
+# %% ../../nbs/data/01_tasks.ipynb #f73874cb
+_DATE = '26 Jul 2024'  # some templates state the date of today; a fixed one keeps prompts the same every day
+
+
+@patch
+def text(
+    self: Encoder,
+    prompt: str,  # A prompt
+) -> str:  # Raises `InputError` if the tokenizer has no chat template
+    "Return the text that the model sees: the prompt itself, or the prompt in the chat template."
+    if not self.chat:
+        return prompt
+    if not getattr(self.tokenizer, 'chat_template', None):
+        raise InputError(
+            f'the tokenizer {type(self.tokenizer).__name__} has no chat template. '
+            'Use an instruction-tuned model, or leave out `chat=True`.',
+            code='no-chat-template',
+        )
+    message = [dict(role='user', content=prompt)]
+    text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, date_string=_DATE)
+    return text + (self.chat if isinstance(self.chat, str) else '')
 
 # %% ../../nbs/data/01_tasks.ipynb #7a3ea59c
 @patch
@@ -59,8 +98,9 @@ def ending(
     "Return the token ids of `end` where it follows `prompt`."
     key = (prompt[-24:], end)
     if key not in self._endings:
-        ids = self(prompt)
-        both = self(prompt + end)
+        text = self.text(prompt)
+        ids = self.encode(text)
+        both = self.encode(text + end)
         self._endings[key] = both[len(ids) :] if both[: len(ids)] == ids else None
     return self._endings[key]
 
@@ -97,10 +137,12 @@ def first_difference(
 
 # %% ../../nbs/data/01_tasks.ipynb #98df4046
 def _space_hint(enc, prompt, text):
-    "Return advice if `text` would be one token with a space in front."
-    if not text.startswith(' ') and len(enc.ending(prompt, ' ' + text) or ()) == 1:
-        return f' Did you mean {" " + text!r}?'
-    return ''
+    "Return advice if `text` would be one token with a space in front, or without its space."
+    spaced = text.startswith(' ')
+    if spaced and not enc.text(prompt)[-1:].isspace():
+        return ''
+    other = text[1:] if spaced else f' {text}'
+    return f' Did you mean {other!r}?' if other and len(enc.ending(prompt, other) or ()) == 1 else ''
 
 # %% ../../nbs/data/01_tasks.ipynb #74629c93
 def _check_ending(enc, example, text, endings, answer_token, kind):
@@ -110,20 +152,34 @@ def _check_ending(enc, example, text, endings, answer_token, kind):
     hint = _space_hint(enc, example.positive, text)
     if not all(endings):
         raise InputError(
-            f'the {kind} {text!r} does not begin a new token after {example.positive[-20:]!r}.{hint}',
+            f'the {kind} {text!r} does not begin a new token after {enc.text(example.positive)[-20:]!r}.{hint}',
             code='answer-token',
         )
     raise InputError(
         f'the {kind} {text!r} is {len(endings[0])} tokens for this model: {enc.strings(endings[0])}.{hint} '
-        "Use a one-token answer, or count first tokens: answer_token='first' (--answer_token first).",
+        "Use a one-token answer, or count first tokens: `answer_token='first'`.",
         code='answer-token',
     )
+
+# %% ../../nbs/data/01_tasks.ipynb #ea647fb9
+def _check_token_id(enc, token, kind):
+    "Raise `InputError` unless the tokenizer has this token id."
+    if token >= len(enc.tokenizer):
+        raise InputError(
+            f'the {kind} is token id {token}, but this tokenizer has {len(enc.tokenizer)} tokens, from 0 on. '
+            'Were the ids made with the tokenizer of another model?',
+            code='answer-token',
+        )
 
 # %% ../../nbs/data/01_tasks.ipynb #762a8487
 def _answer_ids(enc, example, texts, answer_token, kind):
     "Return the set of first tokens of these answers."
     ids = set()
     for text in texts:
+        if isinstance(text, int):
+            _check_token_id(enc, text, kind)
+            ids.add(text)
+            continue
         endings = [enc.ending(prompt, text) for prompt in (example.positive, example.negative)]
         if answer_token == 'first' and not all(endings):
             continue  # `00` cannot follow ` 17`, because ` 1700` is one token
@@ -140,7 +196,7 @@ def _encode_prompts(enc, example, equal_length):
         raise InputError(
             f'the prompts of a pair differ in length, {len(positive)} and {len(negative)} tokens: '
             f'{example.positive!r} / {example.negative!r}. '
-            'Reword one, or allow it: equal_length=False (--any_length).',
+            'Reword one, or allow it: `equal_length=False`.',
             code='pair-lengths',
         )
     return positive, negative
@@ -154,6 +210,8 @@ def tokenize_example(
 ) -> tuple:  # (positive, negative, answers, wrong answers); raises `InputError` if the pair does not fit
     "Return the token ids of a pair: two lists of prompt tokens and two sorted tuples of answer tokens."
     positive, negative = _encode_prompts(enc, example, equal_length)
+    if not example.answer and not example.wrong:
+        return positive, negative, (), ()
     right = _answer_ids(enc, example, example.answer, answer_token, 'answer')
     wrong = _answer_ids(enc, example, example.wrong, answer_token, 'wrong answer')
     answers = tuple(sorted(right - wrong))
@@ -198,6 +256,7 @@ class Task:
         equal_length: bool = True,  # Must the two prompts of a pair have the same number of tokens?
         description: str = '',  # One line for listings
         settings: dict = None,  # Other settings of the recipe, for the record
+        chat: bool | str = False,  # Write prompts in the tokenizer's chat template? A text begins the reply
     ):
         one_of(answer_token, ['whole', 'first'], 'answer_token')
         self.name = name
@@ -206,7 +265,9 @@ class Task:
         self.answer_token = answer_token
         self.equal_length = equal_length
         self.description = description
-        self.settings = settings or {}
+        self.settings = (settings or {}) | (dict(chat=chat) if chat else {})
+        self.chat = chat
+        self.table = None  # what `read_table` returned, if the pairs were read from one
         self._bound = {}  # encoder and pairs by tokenizer
         self._tokens = {}  # token ids by tokenizer
 
@@ -259,14 +320,18 @@ def _draw_pairs(task, fits=None):
 @patch(cls_method=True)
 def from_data(
     cls: Task,
-    data,  # A CSV or JSONL file, a DataFrame, a dict of lists or a list; see `read_examples`
+    data,  # A file, a folder, a data frame, a dataset, a dict of lists or a list; see `read_table`
     name: str = None,  # Default: the name of the file, or 'custom'
-    **kwargs,  # `n`, `answer_token`, `equal_length`, `description`
+    columns: dict = None,  # Your names of columns: {'positive': 'my name'}
+    **kwargs,  # `n`, `answer_token`, `equal_length`, `description`, `chat`
 ) -> Task:
     "Return a task of your own pairs."
     if name is None:
         name = Path(data).stem if isinstance(data, (str, Path)) else 'custom'
-    return Task(name, read_examples(data), **kwargs)
+    table = read_table(data, columns)
+    task = Task(name, table.examples, **kwargs)
+    task.table = table
+    return task
 
 
 Task.from_file = Task.from_data
@@ -275,7 +340,7 @@ Task.from_file = Task.from_data
 @patch
 def _fit(self: Task, model):
     "Return a key for this tokenizer; find its encoder and the pairs that fit it, once."
-    enc = Encoder(model)
+    enc = Encoder(model, self.chat)
 
     def fits(example):
         try:
@@ -306,7 +371,7 @@ def encoder(
 @patch
 def _with(self: Task, source, n=None):
     "Return the same task with other pairs."
-    return Task(
+    task = Task(
         self.name,
         source,
         n=n,
@@ -315,7 +380,10 @@ def _with(self: Task, source, n=None):
         equal_length=self.equal_length,
         description=self.description,
         settings=self.settings,
+        chat=self.chat,
     )
+    task.table = self.table
+    return task
 
 # %% ../../nbs/data/01_tasks.ipynb #5051c1cc
 @patch
@@ -339,22 +407,35 @@ def _stack_rows(rows, examples):
         texts=[e.positive for e in examples] + [e.negative for e in examples],
     )
 
+# %% ../../nbs/data/01_tasks.ipynb #ae7a56ab
+@patch
+def place(
+    self: Task,
+    i: int,  # Number of a pair
+) -> str:
+    "Return the name of a pair, with its place in the table that it was read from."
+    place = '' if self.table is None else self.table.places[i]
+    return f'pair {i} ({place})' if 'line' in place else f'pair {i}'
+
 # %% ../../nbs/data/01_tasks.ipynb #3aa0521d
 @patch
 def tokens(
     self: Task,
     model,  # A TransformerLens model or a Hugging Face tokenizer
-) -> TaskTokens:  # Raises `InputError` with the number of the first pair that does not fit
+) -> TaskTokens:  # Raises `InputError` that names every pair that does not fit
     "Return token ids, labels and answer tokens of every prompt."
     key = self._fit(model)
     if key not in self._tokens:
         enc, examples = self._bound[key]
         rows = []
+        errors = []
         for i, example in enumerate(examples):
             try:
                 rows.append(tokenize_example(enc, example, self.answer_token, self.equal_length))
             except InputError as e:
-                raise InputError(f"task '{self.name}', pair {i}: {e}", code=e.code) from e
+                errors.append(InputError(f"task '{self.name}', {self.place(i)}: {e}", code=e.code))
+        if errors:
+            raise_all(errors, len(examples), 'pairs')
         self._tokens[key] = _stack_rows(rows, examples)
     return self._tokens[key]
 
@@ -401,9 +482,7 @@ def save(
         raise InputError(
             f"tasks are saved as JSONL: expected a name that ends in .jsonl, got '{path}'.", code='file-name'
         )
-    lines = [json.dumps(e._asdict(), ensure_ascii=False) + '\n' for e in self.examples]
-    with whole_file(path) as p:
-        p.write_text(''.join(lines), encoding='utf8')
+    write_text(path, ''.join(json.dumps(e._asdict(), ensure_ascii=False) + '\n' for e in self.examples))
 
 # %% ../../nbs/data/01_tasks.ipynb #b1fee08f
 @patch
@@ -413,22 +492,49 @@ def to_pandas(self: Task):  # pandas DataFrame
 
     return pd.DataFrame(self.examples)
 
+# %% ../../nbs/data/01_tasks.ipynb #f4f12cdd
+@patch
+def rows_used(
+    self: Task,
+    **stages,  # Number of pairs by stage: codes=250, attribution=20
+) -> str:  # '600 pairs; 250 for codes, 20 for attribution'
+    "Return in one line how many pairs there are, and how many each stage uses."
+    n = self.n if self.table is None else len(self.table.examples)
+    used = ', '.join(f'{min(k, self.n)} for {stage.replace("_", " ")}' for stage, k in stages.items())
+    return f'{n} pairs' + (f'; {used}' if used else '')
+
 # %% ../../nbs/data/01_tasks.ipynb #59a54a7b
-def _list_texts(texts):
-    "Return the first four texts in quotes, and how many there are."
-    more = f', … ({len(texts)})' if len(texts) > 4 else ''
-    return ', '.join(map(repr, texts[:4])) + more
+def _list_answers(task, answers):
+    "Return the first four answers in quotes, and how many there are; of a token id, its text if it is known."
+    encoders = [encoder for encoder, _ in task._bound.values()]
+    shown = [repr(a) for a in answers[:4]]
+    for i, a in enumerate(answers[:4]):
+        if isinstance(a, int):
+            text = f' {encoders[-1].strings([a])[0]!r}' if encoders else ''
+            shown[i] = f'token {a}{text}'
+    more = f', … ({len(answers)})' if len(answers) > 4 else ''
+    return ', '.join(shown) + more if answers else 'none: predictions are compared'
+
+# %% ../../nbs/data/01_tasks.ipynb #b543a7f8
+def _task_facts(task):
+    "Return number of pairs, seed and description in one line."
+    n = f'{task.n} pairs'
+    if task.table is not None and len(task.table.examples) > task.n:
+        n = f'the first {task.n} of {len(task.table.examples)} pairs'
+    drawn = f', seed {task.seed}' if callable(task.source) else ''
+    chat = ', in the chat template' if task.chat else ''
+    return f'{n}{drawn}{chat}{". " if task.description else ""}{task.description}'
 
 
 @patch
 def __repr__(self: Task):
     e = self.examples[0]
-    drawn = f', seed {self.seed}' if callable(self.source) else ''
     lines = [
-        f"Task '{self.name}': {self.n} pairs{drawn}{'. ' if self.description else ''}{self.description}",
+        f"Task '{self.name}': {_task_facts(self)}",
         f'  positive  {e.positive!r}',
         f'  negative  {e.negative!r}',
-        f'  answer    {_list_texts(e.answer)}',
-        f'  wrong     {_list_texts(e.wrong)}',
+        f'  answer    {_list_answers(self, e.answer)}',
     ]
+    lines += [f'  wrong     {_list_answers(self, e.wrong)}'] if e.wrong else []
+    lines += [f'  read as   {self.table.note}'] if self.table and self.table.note else []
     return '\n'.join(lines)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import torch
 from ..core import InputError, fingerprint, one_of
 from ..data.prompts import tiny_tokenizer
-from .weights import smollm2_folder
+from .weights import registry_folder
 
 # %% ../../nbs/models/01_load.ipynb #fe673c56
 class KnownModel(NamedTuple):
@@ -27,10 +27,13 @@ class KnownModel(NamedTuple):
     legacy: bool  # Load it in legacy numerics?
     about: str  # One line
 
-
+# %% ../../nbs/models/01_load.ipynb #b6a13e4a
 MODELS = {
     'smollm2-135m': KnownModel(
         'wheel', False, 'SmolLM2-135M-Instruct, 30 layers x 9 heads, from a package registry; the default'
+    ),
+    'gemma3-270m': KnownModel(
+        'wheel', False, 'Gemma 3 270M, 18 layers x 4 heads, from a package registry; under the Gemma terms of use'
     ),
     'gpt2': KnownModel('gpt2', True, 'GPT-2 small, 12 x 12; the published IOI and greater-than circuits'),
     'gpt2-medium': KnownModel('gpt2-medium', True, 'GPT-2 medium, 24 x 16'),
@@ -179,7 +182,7 @@ def _resolve(name):
     "Return the folder or hub name of a model; raise `InputError` for an unknown short name."
     if name in MODELS:
         where = MODELS[name].where
-        return str(smollm2_folder()) if where == 'wheel' else where
+        return str(registry_folder(name)) if where == 'wheel' else where
     if '/' not in name and not Path(name).is_dir():
         one_of(name, MODELS, 'model')
     return name

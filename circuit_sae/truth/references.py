@@ -428,6 +428,11 @@ def reference_edges(
         return _published_edges(task)
     folder = _effects_dir(model)
     names = sorted(p.stem.removesuffix('-edges') for p in folder.glob('*-edges.json'))
+    if not names:
+        raise InputError(
+            f"no edges were measured in '{model}'. Measure them with `patch_paths`, or use another model.",
+            code='no-reference',
+        )
     name = one_of(getattr(task, 'name', task), names, 'task with measured edges')
     edges, effects, made_from = read_edges(folder / f'{name}-edges.json')
     return measured_edges(edges, effects, made_from, effect)

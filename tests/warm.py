@@ -1,0 +1,56 @@
+"""Import this checkout's package and load the default model, once, in the process that notebooks are forked from.
+
+`notebook_server` names this module as the last of its preloaded modules. A notebook's process shares the memory of the
+model until it writes to it. Its first call of `load_model` that asks for this model gets it; later calls load again.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_default():
+    "Return the folder and the default model, or None if it cannot be loaded; a notebook that needs it says why."
+    from circuit_sae.core import InputError
+    from circuit_sae.models.load import load_model
+    from circuit_sae.models.weights import smollm2_folder
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a pool of threads would not survive the fork
+    try:
+        return str(smollm2_folder()), load_model(device='cpu')
+    except InputError:
+        return None
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def lend():
+    "Let the first call of `load_model` that asks for the default model return the loaded one."
+    from circuit_sae.models import load
+
+    boot = load._boot
+    spare = dict([LOADED] if LOADED else [])
+
+    def boot_once(where, dtype, place):
+        as_loaded = dtype == torch.float32 and place == dict(device='cpu')
+        return spare.pop(where) if as_loaded and where in spare else boot(where, dtype, place)
+
+    load._boot = boot_once
+
+
+def forget():
+    "Drop the imported package, for a notebook of another checkout."
+    for name in [name for name in sys.modules if name.split('.')[0] == 'circuit_sae']:
+        del sys.modules[name]
+
+
+os.environ['IN_TEST'] = '1'
+sys.path.insert(0, str(ROOT))
+from circuit_sae.all import *  # noqa: E402, F403
+
+LOADED = load_default()
