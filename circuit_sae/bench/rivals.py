@@ -33,7 +33,7 @@ from circuit_sae.score.attribution import (
     z_gradients,
 )
 from ..score.flow import difference_flow
-from ..score.flow_rules import per_head, safe_ratio
+from ..score.flow_rules import safe_ratio
 from ..truth.evaluate import evaluate
 
 # %% ../../nbs/bench/09_rivals.ipynb #e2863544
@@ -209,7 +209,7 @@ def atp_star(evidence, metric='logit_diff', batch_size=24):
 
 # %% ../../nbs/bench/09_rivals.ipynb #1f6d50c3
 def _proximity(parts, whole):
-    "Return max(0, |whole| - |whole - part|) in L1 norm; `parts` [position, part, d_model], `whole` [position, d_model]."
+    "Return max(0, |whole| - |whole - part|), L1; `parts` [position, part, d_model], `whole` [position, d_model]."
     size = whole.abs().sum(-1, keepdim=True)
     return (size - (whole[:, None] - parts).abs().sum(-1)).clamp_min(0)
 
@@ -217,7 +217,7 @@ def _proximity(parts, whole):
 def _route_layer(importance, resid, pattern, writes):
     """Return each head's importance, [head], and that of each position before the layer, [position].
 
-    `resid` [position, d_model], `pattern` [head, position, source], `writes` [source, head, d_model]: value times output matrix.
+    `resid` [position, d_model], `pattern` [head, position, source], `writes` [source, head, d_model]: value times W_O.
     """
     n_pos, n_heads, d_model = writes.shape
     added = torch.einsum('hps,shm->pshm', pattern, writes).reshape(n_pos, -1, d_model)
@@ -258,7 +258,8 @@ def _routes(model, ids):
     heads = []
     for layer in reversed(range(model.cfg.n_layers)):
         W = write_matrix(model, layer)
-        v = per_head(kept[layer, 'v'][None], *W.shape[:2])[0]
+        v = kept[layer, 'v'].reshape(len(ids[0]), -1, W.shape[1])
+        v = v.repeat_interleave(len(W) // v.shape[1], 1)  # heads may share a value
         writes = torch.einsum('shd,hdm->shm', v, W)
         of_heads, importance = _route_layer(importance, kept[layer, 'resid'], kept[layer, 'pattern'], writes)
         heads.insert(0, of_heads)
@@ -378,6 +379,7 @@ def score_rivals(
 # %% ../../nbs/bench/09_rivals.ipynb #a51e8c6d
 LEAGUES: dict = {r.name: r.league for r in RIVALS}
 LEAGUES |= {'difference flow': 'without answers', 'information-flow routes': 'without answers'}
+LEAGUES['difference flow, logit_diff'] = 'with answers'
 
 
 def score_cell(
@@ -391,6 +393,7 @@ def score_cell(
     if not path.is_file():
         scores = score_rivals(bound)
         scores['difference flow'] = difference_flow(bound).values
+        scores['difference flow, logit_diff'] = difference_flow(bound, target='logit_diff').values
         scores['information-flow routes'] = flow_routes(Evidence(bound))
         arrays = {name: np.asarray(values, dtype=np.float32) for name, values in scores.items()}
         save_tensors(path, 'RivalScores', arrays, bound.identity | dict(draw=draw))
