@@ -5,10 +5,11 @@
 """
 
 import argparse
+import itertools
 import random
 from pathlib import Path
 
-from circuit_sae.bench.rivals import score_cell
+from circuit_sae.bench.rivals import GROUPS, score_cell
 from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import TASKS, get_task
 from circuit_sae.data.readers import read_examples
@@ -35,8 +36,8 @@ if __name__ == '__main__':
     parser.add_argument('--model', default='smollm2-135m')
     parser.add_argument('--tasks', nargs='+', default=JUDGED + DEVELOPED)
     parser.add_argument('--draws', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--groups', nargs='+', default=[*GROUPS, 'flow', 'routes'])
     given = parser.parse_args()
     model = load_model(given.model)
-    for draw in given.draws:
-        for name in given.tasks:
-            print(score_cell(bind_task(model, draw_task(name, draw)), HERE / 'cells', draw), flush=True)
+    for group, draw, name in itertools.product(given.groups, given.draws, given.tasks):
+        print(score_cell(bind_task(model, draw_task(name, draw)), HERE / 'cells', draw, group), flush=True)
