@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'NEAR', 'FIVE', 'GROUPS', 'RIVALS', 'LEAGUES', 'hold', 'scale_gradient', 'with_slopes', 'norms_held',
-           'pattern_held', 'products_halved', 'mlps_by_ratio', 'softer_softmax', 'relp_rules', 'lrp_rules', 'gim_rules',
+           'pattern_held', 'products_halved', 'mlps_by_ratio', 'relp_rules', 'lrp_rules', 'gim_rules',
            'changed_gradient', 'atp_star', 'flow_routes', 'Rival', 'score_rivals', 'score_cell', 'judge_cells']
 
 # %% ../../nbs/bench/09_rivals.ipynb #26c513d9
@@ -29,6 +29,7 @@ from circuit_sae.score.attribution import (
     embeddings,
     hook_gradients,
     no_weight_gradients,
+    softer_softmax,
     summarize_pairs,
     z_gradients,
 )
@@ -114,21 +115,6 @@ def mlps_by_ratio(model) -> list:  # [(hook name, function)]
         if f'blocks.{layer}.mlp.hook_pre' in model.hook_dict:
             hooks += _mlp_rule(layer, f'blocks.{layer}.mlp.hook_pre_linear' in model.hook_dict)
     return hooks
-
-# %% ../../nbs/bench/09_rivals.ipynb #c09d06ac
-def _soften(pattern, hook=None, temperature=2.0):
-    "Return the pattern; its gradient with respect to the scores is that of the softmax at another temperature."
-    softer = (pattern.clamp_min(1e-37).log() / temperature).softmax(-1)  # a softmax does not see shifts of all scores
-    return pattern.detach() + softer - softer.detach()
-
-
-def softer_softmax(
-    model,  # A TransformerLens bridge
-    temperature: float = 2.0,  # 1: the gradient as it is
-) -> list:  # [(hook name, function)]
-    "Return hooks that give every softmax the gradient of a softmax at a higher temperature."
-    hook = partial(_soften, temperature=temperature)
-    return [(f'blocks.{layer}.attn.hook_pattern', hook) for layer in range(model.cfg.n_layers)]
 
 # %% ../../nbs/bench/09_rivals.ipynb #ab706132
 def relp_rules(model, query_key: bool = False) -> list:  # [(hook name, function)]
@@ -310,19 +296,15 @@ def _proposed():
     return out
 
 
-def _published():
-    "Return published rivals other than attribution patching."
-    out = []
-    for metric in 'logit_diff', 'kl':
-        out.append(Rival(f'EAP-IG, 5 steps, {metric}', metric, FIVE))
-        out += [
-            Rival(f'{rules}, {metric}', metric, rules=rules) for rules in RULES if rules not in ('', 'softer softmax')
-        ]
-    return out
+_METRICS = ['logit_diff', 'kl']  # one with answers, one without
+_NAMED = [name for name in RULES if name not in ('', 'softer softmax')]
 
-
-GROUPS: dict = {'proposed': _proposed(), 'published': _published()}
-RIVALS = GROUPS['proposed'] + GROUPS['published']
+GROUPS: dict = {
+    'proposed': _proposed(),
+    'rules': [Rival(f'{rules}, {metric}', metric, rules=rules) for metric in _METRICS for rules in _NAMED],
+    'EAP-IG': [Rival(f'EAP-IG, 5 steps, {metric}', metric, FIVE) for metric in _METRICS],
+}
+RIVALS = [r for group in GROUPS.values() for r in group]
 
 # %% ../../nbs/bench/09_rivals.ipynb #b3511c9f
 def _gradients_once(model, ids, lengths, rules, embed, metrics):
@@ -406,7 +388,7 @@ def score_cell(
     bound,  # A `BoundTask`
     out,  # Folder for the scores
     draw: int,  # Seed of the prompts
-    group: str,  # 'proposed', 'published', 'flow' or 'routes'
+    group: str,  # A key of `GROUPS`, 'flow' or 'routes'
 ) -> Path:  # The file of the cell and group
     "Score one cell by a group of methods and keep the scores; do nothing if the file is there."
     one_of(group, [*GROUPS, 'flow', 'routes'], 'group of methods')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ANSWER_FREE', 'SUMMARIES', 'PLACES', 'RANKING', 'no_weight_gradients', 'add_zeros', 'hook_gradients', 'z_gradients',
-           'prediction_change', 'divergence', 'PairMetric', 'embeddings', 'summarize_pairs', 'HeadAttribution',
-           'attribute_heads', 'ranking_settings', 'rank_heads']
+           'prediction_change', 'divergence', 'PairMetric', 'embeddings', 'softer_softmax', 'summarize_pairs',
+           'HeadAttribution', 'attribute_heads', 'ranking_settings', 'rank_heads']
 
 # %% ../../nbs/score/02_attribution.ipynb #5bb181da
 import contextlib
@@ -237,6 +237,21 @@ def _all_effects(bound, batch_size, **settings):
         effects[batch.pairs], changes[batch.pairs] = _pair_effects(bound, batch, **settings)
     return effects, changes
 
+# %% ../../nbs/score/02_attribution.ipynb #01236ff6
+def _soften(pattern, hook=None, temperature=2.0):
+    "Return the pattern; its gradient with respect to the scores is that of the softmax at another temperature."
+    softer = (pattern.clamp_min(1e-37).log() / temperature).softmax(-1)  # a softmax does not see shifts of all scores
+    return pattern.detach() + softer - softer.detach()
+
+
+def softer_softmax(
+    model,  # A TransformerLens bridge
+    temperature: float = 2.0,  # 1: the gradient as it is
+) -> list:  # [(hook name, function)]
+    "Return hooks that give every softmax the gradient of a softmax at a higher temperature."
+    hook = partial(_soften, temperature=temperature)
+    return [(f'blocks.{layer}.attn.hook_pattern', hook) for layer in range(model.cfg.n_layers)]
+
 # %% ../../nbs/score/02_attribution.ipynb #939638b4
 SUMMARIES = ['sum', 'median', 'median size', 'median share']
 
@@ -318,7 +333,7 @@ def _place(steps, at):
     return at if isinstance(at, str) else [float(part) for part in np.atleast_1d(at)]
 
 # %% ../../nbs/score/02_attribution.ipynb #8856b253
-def _method_name(metric, steps, at):
+def _method_name(metric, steps, at, temperature):
     "Return what the score is called."
     name = 'attribution patching' if steps is None else f'EAP-IG, {steps} steps'
     details = [str(metric)] if metric in ANSWER_FREE else []
@@ -326,6 +341,7 @@ def _method_name(metric, steps, at):
         details.append(f'gradient at {at}')
     elif steps is None and at != 'positive':
         details.append('gradient at ' + ', '.join(f'{part:g}' for part in at))
+    details += [f'softmax at temperature {temperature:g}'] if temperature != 1 else []
     return ', '.join([name, *details])
 
 # %% ../../nbs/score/02_attribution.ipynb #c1a42aa1
@@ -343,7 +359,8 @@ def attribute_heads(
     batch_size: int = 24,  # Pairs in a batch
     at='positive',  # Where gradients are taken: 'positive', 'negative', 'both', or parts of the way, as 0.8 or [0.5, 1]
     summary: str = None,  # See `summarize_pairs`; default: 'sum', and 'median size' for a metric without answers
-    rules=(),  # Forward hooks that change the backward pass, [(hook name, function)]
+    temperature: float = 1.0,  # Take the gradient of every softmax at this temperature; see `softer_softmax`
+    rules=(),  # Further hooks that change the backward pass, [(hook name, function)]
 ) -> HeadAttribution:  # Fractions of the metric's difference; raises `InputError` if the metric does not differ
     """Estimate the effect of resampling every head by gradients (AtP, arXiv 2310.10348; EAP-IG, arXiv 2403.17806).
 
@@ -359,16 +376,17 @@ def attribute_heads(
     bound = bind_task(model, task)
     check_pairs(bound, answers=needs_answers)
     place = _place(steps, at)
+    rules = [*rules, *(softer_softmax(bound.model, temperature) if temperature != 1 else ())]
     effects, changes = _all_effects(bound, batch_size, metric=metric, at=place, rules=rules)
     if not abs(changes.sum()) > 1e-6 * bound.n:
         raise InputError(_NO_DIFFERENCE, code='no-difference')
     named = metric_name(metric) if needs_answers else metric
-    made_from = bound.identity | dict(steps=steps, at=place, metric=named, summary=summary)
-    return HeadAttribution(effects, changes, made_from, _method_name(named, steps, place))
+    made_from = bound.identity | dict(steps=steps, at=place, metric=named, summary=summary, temperature=temperature)
+    return HeadAttribution(effects, changes, made_from, _method_name(named, steps, place, temperature))
 
 # %% ../../nbs/score/02_attribution.ipynb #6d4bd96e
 RANKING = dict(
-    answers=dict(metric='logit_diff', at=[0.8], summary='sum'),
+    answers=dict(metric='logit_diff', temperature=2.0, summary='sum'),
     no_answers=dict(metric='kl', at=[0.5, 0.8, 1.0], summary='median size'),
 )
 
