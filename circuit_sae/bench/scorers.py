@@ -483,15 +483,15 @@ def flow_by_code(evidence, preset='quick', pool='mean', n_train=10, flips=False)
 
 # %% ../../nbs/bench/00_scorers.ipynb #ab694951
 @scorer('attribution patching', causal=True)
-def attribution_patching(evidence, metric='logit_diff'):
-    "Estimate the effect of patching a head to first order."
-    return attribute_heads(evidence.bound, metric=metric)
+def attribution_patching(evidence, metric='logit_diff', at='positive', summary=None):
+    "Estimate the effect of patching a head to first order; the metrics 'prediction' and 'kl' need no answers."
+    return attribute_heads(evidence.bound, metric=metric, at=at, summary=summary)
 
 
 @scorer('EAP-IG', causal=True)
-def eap_ig(evidence, steps=5, metric='logit_diff'):
+def eap_ig(evidence, steps=5, metric='logit_diff', summary=None):
     "Average attribution patching over inputs between negative and positive."
-    return attribute_heads(evidence.bound, steps=steps, metric=metric)
+    return attribute_heads(evidence.bound, steps=steps, metric=metric, summary=summary)
 
 
 @scorer('exact patching', causal=True)
@@ -539,9 +539,10 @@ IDEAS = [
 def get_scorer(
     name,  # A name in `SCORERS`, or a function of `(evidence, **settings)`
 ) -> Scorer:  # Raises `InputError` with the nearest name for an unknown one
-    "Return the scorer of that name."
+    "Return the scorer of that name, or of that function."
     if callable(name):
-        return Scorer(name, name.__doc__ or '', True, False)
+        registered = [scorer for scorer in SCORERS.values() if scorer.fn is name]
+        return registered[0] if registered else Scorer(name, name.__doc__ or '', True, False)
     return SCORERS[one_of(name, SCORERS, 'scorer')]
 
 # %% ../../nbs/bench/00_scorers.ipynb #5130ea0b
