@@ -22,11 +22,13 @@ from ..data.tasks import Task
 from ..models.forward import as_ids, behind_end, forward, last_logits, z_hooks
 from ..results import EdgeScores, HeadScores
 from circuit_sae.score.flow_rules import (
+    Attention,
     HeadInputs,
     Norm,
     NormInput,
     Rotation,
     attention_input,
+    by_group,
     cap_slope,
     change_after_norm,
     log_mean,
@@ -36,7 +38,6 @@ from circuit_sae.score.flow_rules import (
     pair_diff,
     pair_mean,
     rotate,
-    safe_ratio,
     through_attention,
     through_matrix,
     through_mlp,
@@ -71,7 +72,7 @@ def _layer_norms(block, d_model, d_head, device):
     widths = [None if norm is None else _width(norm, d_head) for norm in of_queries]
     return _LayerNorms(*measured, *(n if n is None else measure_norm(n, w, device) for n, w in zip(of_queries, widths)))
 
-# %% ../../nbs/score/01_flow.ipynb #e2e414c4
+# %% ../../nbs/score/01_flow.ipynb #1698a54b
 def _activation(mlp):
     "Return the activation function of an MLP, or None if it has none with a usual name."
     module = mlp.original_component
@@ -95,7 +96,7 @@ def _score_scale(attn, d_head):
         scale = d_head**-0.5 / (module.layer_idx + 1)
     return scale
 
-# %% ../../nbs/score/01_flow.ipynb #e84ea19c
+# %% ../../nbs/score/01_flow.ipynb #bce9e9bb
 def _rotary_table(attn):
     "Return the `Rotation` of an attention module that has a table of its own, or None."
     module = attn.original_component
@@ -115,7 +116,7 @@ def _hooked_rotation(cfg, cos, sin):
         cos, sin = (t.chunk(2, -1)[0].repeat_interleave(2, -1) for t in (cos, sin))
     return Rotation(cos, sin, neighbours or bool(getattr(cfg, 'rotary_interleaved_cos_sin', False)))
 
-# %% ../../nbs/score/01_flow.ipynb #24be0eb0
+# %% ../../nbs/score/01_flow.ipynb #7b53c6a3
 class _Layer(NamedTuple):
     "Hold what the rules need to know of one layer besides its activations."
 
@@ -163,7 +164,7 @@ CACHED_SITES = dict(
     mlp_out='ln2_post.hook_in',
 )
 
-# %% ../../nbs/score/01_flow.ipynb #a70cf248
+# %% ../../nbs/score/01_flow.ipynb #d852f9b5
 class _LayerCache:
     "Keep what the rules need of one layer's activations; a method for each site of `CACHED_SITES`."
 
@@ -184,13 +185,13 @@ class _LayerCache:
 
     def late(self, x):
         "Return an activation from the first position on, in float32."
-        return x[:, self.start :].float()
+        return (x[:, self.start :] if self.start else x).float()
 
     def per_head(self, x):
         "Return queries, keys or values as [2 pairs, position, head, d_head]."
         return x.reshape(*x.shape[:2], -1, self.d_head)
 
-# %% ../../nbs/score/01_flow.ipynb #c07330b5
+# %% ../../nbs/score/01_flow.ipynb #2016c788
 @patch
 def resid(self: _LayerCache, x):
     "Keep the input of the norm before attention, in a parallel block also of the norm before the MLP."
@@ -218,7 +219,7 @@ def mlp_out(self: _LayerCache, x):
     "Keep the input of the norm after the MLP."
     self.after_mlp = norm_input(self.late(x), self.norms.after_mlp)
 
-# %% ../../nbs/score/01_flow.ipynb #9ba63882
+# %% ../../nbs/score/01_flow.ipynb #169da3b5
 @patch
 def z(self: _LayerCache, x):
     "Keep the difference of `z`."
@@ -230,7 +231,7 @@ def attn_out(self: _LayerCache, x):
     "Keep the input of the norm after attention."
     self.after_attn = norm_input(self.late(x), self.norms.after_attn)
 
-# %% ../../nbs/score/01_flow.ipynb #bbb1d1e1
+# %% ../../nbs/score/01_flow.ipynb #3196c21c
 def _norm_width(x, norm):
     "Return queries or keys [pair, position, head, d_head] in the shape that their norm takes."
     wide = norm.gain.ndim == 1 and len(norm.gain) != x.shape[-1]
@@ -261,7 +262,7 @@ def v(self: _LayerCache, x):
     "Keep the mean values at all positions."
     self.v_mean = pair_mean(self.per_head(x.float()))
 
-# %% ../../nbs/score/01_flow.ipynb #f0348a0f
+# %% ../../nbs/score/01_flow.ipynb #0bd2e980
 def _position_first(x, d_head):
     "Return normed queries or keys as [2 pairs, position, head, d_head]; hooks show the heads first or flattened."
     return x.transpose(1, 2) if x.ndim == 4 else x.reshape(*x.shape[:2], -1, d_head)
@@ -280,7 +281,7 @@ def k_normed(self: _LayerCache, x):
     if self.norms.k is not None:
         self.k_mean = pair_mean(_position_first(x, self.d_head).float())
 
-# %% ../../nbs/score/01_flow.ipynb #778139c6
+# %% ../../nbs/score/01_flow.ipynb #9e7c7295
 @patch
 def cos(self: _LayerCache, x):
     "Keep the cosines of the rotary embedding."
@@ -305,7 +306,7 @@ def pattern(self: _LayerCache, x):
     "Keep means and logarithmic means of the attention."
     self.attention = attention_input(x[:, :, self.start :].float(), self.layer.sink)
 
-# %% ../../nbs/score/01_flow.ipynb #2e6e3db7
+# %% ../../nbs/score/01_flow.ipynb #be0f6412
 @patch
 def pre(self: _LayerCache, x):
     "Keep the input of the activation function until the neurons are complete."
@@ -324,7 +325,7 @@ def post(self: _LayerCache, x):
     self.slopes = mlp_slopes(self.layer.activation, self.pre_value, self.linear_value)
     del self.pre_value, self.linear_value
 
-# %% ../../nbs/score/01_flow.ipynb #d663aa35
+# %% ../../nbs/score/01_flow.ipynb #b79ccc70
 @patch
 def head_inputs(
     self: _LayerCache,
@@ -333,10 +334,13 @@ def head_inputs(
 ) -> HeadInputs:
     "Return queries, keys, values and attention as the scores use them."
     rotation = table if self.cos_row is None else _hooked_rotation(cfg, self.cos_row, self.sin_row)
-    groups = self.v_mean.shape[2]
-    q = rotate(self.q_mean, rotation, self.start).unflatten(2, (groups, -1))
-    k = rotate(self.k_mean, rotation)
-    return HeadInputs(q, k, self.v_mean, self.attention, self.layer.scale, self.cap, rotation)
+    n_rows = len(self.v_mean) * self.v_mean.shape[2]
+    q = rotate(self.q_mean.transpose(1, 2), rotation, self.start)
+    k = rotate(self.k_mean.transpose(1, 2), rotation)
+    q, k, v = (by_group(t, n_rows) for t in (q, k, self.v_mean.transpose(1, 2)))
+    attention = Attention(*(by_group(t, n_rows) for t in self.attention))
+    cap = None if self.cap is None else by_group(self.cap, n_rows)
+    return HeadInputs(q, k, v, attention, self.layer.scale, cap, rotation)
 
 # %% ../../nbs/score/01_flow.ipynb #ae658f33
 @torch.no_grad()
@@ -384,7 +388,7 @@ def _missing_hook(model, layer):
             part = block.mlp if name.startswith('mlp') else block.attn
             return f"a {type(part).__name__} without '{name}'"
 
-# %% ../../nbs/score/01_flow.ipynb #b03ae04d
+# %% ../../nbs/score/01_flow.ipynb #ed75d359
 def _unknown_attention(model, layer):
     "Return what the attention of a layer does that has no rule, or None."
     attn, cfg = model.blocks[layer].attn, model.cfg
@@ -412,7 +416,7 @@ def _unknown_mlp(block):
     if hasattr(block, 'mlp') and _activation(block.mlp) is None:
         return f'a {type(block.mlp).__name__} whose activation function is not known'
 
-# %% ../../nbs/score/01_flow.ipynb #6142cb00
+# %% ../../nbs/score/01_flow.ipynb #a596680f
 def _check_layers(model):
     "Raise `InputError` unless the flow has a rule for every layer."
     for layer, block in enumerate(model.blocks):
@@ -471,7 +475,7 @@ class _Backward:
         "Run both prompts and keep what the rules need (step 1)."
         return _cache_activations(self.model, self.layers, ids, start, lengths, on_z, keep_resid)
 
-# %% ../../nbs/score/01_flow.ipynb #16934b9e
+# %% ../../nbs/score/01_flow.ipynb #4ea49980
 def _within(logits):
     "Return the multiplier of logits [2, token] for their logsumexp: 1 in all."
     weight = log_mean(*logits.softmax(-1))
@@ -548,7 +552,7 @@ def head_multipliers(
     m = through_norm(m, cache.after_attn, described.norms.after_attn, self.held)
     return (m @ W.flatten(0, 1).T).unflatten(2, W.shape[:2])
 
-# %% ../../nbs/score/01_flow.ipynb #d01ffc89
+# %% ../../nbs/score/01_flow.ipynb #9b5addd8
 def _expand(at, axis=2):
     "Return a `NormInput` with a new axis."
     return NormInput(*(t if t is None else t.unsqueeze(axis) for t in at))
@@ -649,7 +653,7 @@ def write_differences(self: _Backward, caches):
         by_layer[:, layer] = change
     return out
 
-# %% ../../nbs/score/01_flow.ipynb #ff0b8efd
+# %% ../../nbs/score/01_flow.ipynb #aaaba7dd
 @patch
 def node_differences(self: _Backward, caches, resid):
     "Return positive minus negative of what every node writes, [pair, node, position * d_model]."
@@ -675,7 +679,7 @@ def _direct(m, writes, n_senders):
     out[:, :, :n_senders] = m.transpose(1, 2).flatten(2) @ writes[:, :n_senders].transpose(1, 2)
     return out
 
-# %% ../../nbs/score/01_flow.ipynb #c78766ab
+# %% ../../nbs/score/01_flow.ipynb #f2877751
 @patch
 def layer_edges(
     self: _Backward,
@@ -752,7 +756,7 @@ def batch(
     rows, last = torch.arange(len(ids)), lengths - 1 - batch.start
     u, change = self.final_multiplier(logits, resid[rows, last], answers)
     if self.target != 'logit_diff':  # each pair counts as 1
-        u = u * safe_ratio(torch.ones(()), change, 1e-12)[:, None]
+        u = torch.where(change.abs() > 1e-12, u.T / change, 0.0).T
     m = torch.zeros_like(resid[: len(u)])
     m[rows[: len(u)], last[: len(u)]] = u
     return self.sweep(caches, m, change, edges, resid)
@@ -807,7 +811,7 @@ def n_layers(self: Flow) -> int:
     "Return the number of layers."
     return self.made_from['model']['n_layers']
 
-# %% ../../nbs/score/01_flow.ipynb #77fc9b32
+# %% ../../nbs/score/01_flow.ipynb #142e7101
 @patch(as_prop=True)
 def summary(self: Flow) -> str:
     "Return how pairs become one score: 'median' of sizes, or size of the signed 'mean'."
@@ -850,7 +854,7 @@ def edges(self: Flow) -> EdgeScores | None:
         return None
     return EdgeScores(self.between, self.n_heads, self.name, self.signed_between, self.made_from)
 
-# %% ../../nbs/score/01_flow.ipynb #4aed101d
+# %% ../../nbs/score/01_flow.ipynb #d6d42df6
 @patch(as_prop=True)
 def mlps(self: Flow) -> np.ndarray:
     "Return the signed attribution of every MLP for every pair, float32 [pair, n_layers]."
@@ -862,7 +866,7 @@ def embedding(self: Flow) -> np.ndarray:
     "Return the attribution of the embedding for every pair, float32 [pair]: all of the change of the target."
     return self.embedding_by_position.sum(1)
 
-# %% ../../nbs/score/01_flow.ipynb #85bd06a2
+# %% ../../nbs/score/01_flow.ipynb #fa831ea8
 @patch(as_prop=True)
 def nodes_by_pair(self: Flow) -> np.ndarray:
     "Return the signed attribution of the embedding and of each layer's heads and MLP, [pair, node]."
@@ -880,7 +884,7 @@ def nodes(
     signed = _summarize(self.nodes_by_pair, self.summary)[1]
     return NodeScores(signed, self.n_layers, self.n_heads, self.name, self.made_from)
 
-# %% ../../nbs/score/01_flow.ipynb #f8d9da87
+# %% ../../nbs/score/01_flow.ipynb #568e679e
 class NodeEdges(NamedTuple):
     "Hold the direct attribution of every node through every slot of a receiver, signed, mean over pairs."
 
@@ -1051,8 +1055,8 @@ def _warn_if_lost(arrived):
             stacklevel=3,
         )
 
-# %% ../../nbs/score/01_flow.ipynb #e9174f07
-def _batch_size(bound, edges, limit=160e6):
+# %% ../../nbs/score/01_flow.ipynb #6d1b16ec
+def _batch_size(bound, edges, limit=240e6):
     "Return how many pairs of a batch keep at most `limit` bytes, from 1 to 24."
     cfg, ids = bound.model.cfg, bound.tokens.ids
     length = max(map(len, ids))
@@ -1081,7 +1085,7 @@ def _in_order(parts, batches):
     "Return tensors [pair, ...] of all batches as one array in the order of the pairs."
     return np.concatenate([part.numpy() for part in parts])[np.argsort(np.concatenate([b.pairs for b in batches]))]
 
-# %% ../../nbs/score/01_flow.ipynb #024b0ed1
+# %% ../../nbs/score/01_flow.ipynb #94137842
 def _between_heads(direct, n_heads):
     "Return the attribution between heads, [pair, head, head], of the attribution between nodes, [pair, node, slot]."
     n = direct.shape[1] // (n_heads + 1)
@@ -1098,7 +1102,7 @@ def _edge_arrays(direct, edges, summary, n_heads):
     between, signed = _summarize(_between_heads(direct, n_heads) if edges == 'all' else direct, summary)
     return dict(between=between, signed_between=signed, node_edges=node_edges)
 
-# %% ../../nbs/score/01_flow.ipynb #5b497dcf
+# %% ../../nbs/score/01_flow.ipynb #61129212
 def _sweep_batches(bound, backward, batch_size, edges, pooled):
     "Return the batches and the `_BatchFlow` of each."
     batches = pair_batches(bound, batch_size or _batch_size(bound, edges))
@@ -1122,7 +1126,7 @@ def _total(change, target):
         )
     return total
 
-# %% ../../nbs/score/01_flow.ipynb #e6d4f0ca
+# %% ../../nbs/score/01_flow.ipynb #df9135d9
 def _make_flow(bound, batches, found, record, edges):
     "Return the `Flow` of all batches."
     change = _in_order([f.change for f in found], batches)
@@ -1154,7 +1158,7 @@ def difference_flow(
     edges=False,  # True: edges between heads too; 'all': edges between all nodes, split by query, key and value
     target: str = 'prediction',  # What is attributed: 'prediction', 'kl', 'logit_diff' (needs answers) or 'residual'
     norms: str = 'exact',  # 'held': count the scale of a norm as constant, as the first version of this score did
-    batch_size: int = None,  # Pairs in a batch; default: as many as keep at most 160 MB
+    batch_size: int = None,  # Pairs in a batch; default: as many as keep at most 240 MB, up to 24
     pooled=None,  # A `PooledZ` of the same task, which receives every head's `z` from the same passes
     summary: str = None,  # 'median' of sizes or size of the signed 'mean'; default: 'mean' for 'logit_diff'
 ) -> Flow:  # Raises `InputError` for prompts of unequal length and for architectures that it does not know
