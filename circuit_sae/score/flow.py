@@ -23,6 +23,7 @@ from ..models.forward import as_ids, behind_end, forward, last_logits, z_hooks
 from ..results import EdgeScores, HeadScores
 from circuit_sae.score.flow_rules import (
     Attention,
+    Experts,
     HeadInputs,
     Norm,
     NormInput,
@@ -39,6 +40,7 @@ from circuit_sae.score.flow_rules import (
     pair_mean,
     rotate,
     through_attention,
+    through_experts,
     through_matrix,
     through_mlp,
     through_norm,
@@ -72,10 +74,20 @@ def _layer_norms(block, d_model, d_head, device):
     widths = [None if norm is None else _width(norm, d_head) for norm in of_queries]
     return _LayerNorms(*measured, *(n if n is None else measure_norm(n, w, device) for n, w in zip(of_queries, widths)))
 
-# %% ../../nbs/score/01_flow.ipynb #1698a54b
+# %% ../../nbs/score/01_flow.ipynb #6eaa7e0e
+_ROUTERS = 'MixtralTopKRouter', 'Qwen3MoeTopKRouter', 'OlmoeTopKRouter'  # a softmax, and the largest few
+
+
+def _is_mixture(mlp):
+    "Return whether an MLP is a mixture of experts that the rules know."
+    router = getattr(getattr(mlp, 'gate', None), 'original_component', None)
+    return type(router).__name__ in _ROUTERS
+
+
 def _activation(mlp):
     "Return the activation function of an MLP, or None if it has none with a usual name."
     module = mlp.original_component
+    module = module.experts if _is_mixture(mlp) else module
     for name in ('act_fn', 'activation_fn', 'act', 'activation', 'gelu_impl'):
         function = getattr(module, name, None)
         if callable(function):
@@ -96,7 +108,7 @@ def _score_scale(attn, d_head):
         scale = d_head**-0.5 / (module.layer_idx + 1)
     return scale
 
-# %% ../../nbs/score/01_flow.ipynb #bce9e9bb
+# %% ../../nbs/score/01_flow.ipynb #8a35dbd5
 def _rotary_table(attn):
     "Return the `Rotation` of an attention module that has a table of its own, or None."
     module = attn.original_component
@@ -116,12 +128,13 @@ def _hooked_rotation(cfg, cos, sin):
         cos, sin = (t.chunk(2, -1)[0].repeat_interleave(2, -1) for t in (cos, sin))
     return Rotation(cos, sin, neighbours or bool(getattr(cfg, 'rotary_interleaved_cos_sin', False)))
 
-# %% ../../nbs/score/01_flow.ipynb #7b53c6a3
+# %% ../../nbs/score/01_flow.ipynb #2d4ebafc
 class _Layer(NamedTuple):
     "Hold what the rules need to know of one layer besides its activations."
 
     norms: _LayerNorms
     activation: object  # The activation function of the MLP; None: there is no MLP
+    mixture: bool  # Is the MLP a mixture of experts?
     parallel: bool  # Do attention and MLP read the same residual stream?
     scale: float  # Factor of the attention scores
     cap: float | None  # Soft cap on the attention scores
@@ -136,6 +149,7 @@ def _describe_layer(model, layer, device):
     return _Layer(
         norms=_layer_norms(block, cfg.d_model, cfg.d_head, device),
         activation=_activation(block.mlp) if hasattr(block, 'mlp') else None,
+        mixture=hasattr(block, 'mlp') and _is_mixture(block.mlp),
         parallel=f'blocks.{layer}.hook_resid_mid' not in model.hook_dict,
         scale=_score_scale(block.attn, cfg.d_head),
         cap=getattr(module, 'attn_logit_softcapping', None),
@@ -164,7 +178,7 @@ CACHED_SITES = dict(
     mlp_out='ln2_post.hook_in',
 )
 
-# %% ../../nbs/score/01_flow.ipynb #d852f9b5
+# %% ../../nbs/score/01_flow.ipynb #7be2b6ed
 class _LayerCache:
     "Keep what the rules need of one layer's activations; a method for each site of `CACHED_SITES`."
 
@@ -191,7 +205,7 @@ class _LayerCache:
         "Return queries, keys or values as [2 pairs, position, head, d_head]."
         return x.reshape(*x.shape[:2], -1, self.d_head)
 
-# %% ../../nbs/score/01_flow.ipynb #2016c788
+# %% ../../nbs/score/01_flow.ipynb #9d3c03f5
 @patch
 def resid(self: _LayerCache, x):
     "Keep the input of the norm before attention, in a parallel block also of the norm before the MLP."
@@ -219,7 +233,7 @@ def mlp_out(self: _LayerCache, x):
     "Keep the input of the norm after the MLP."
     self.after_mlp = norm_input(self.late(x), self.norms.after_mlp)
 
-# %% ../../nbs/score/01_flow.ipynb #169da3b5
+# %% ../../nbs/score/01_flow.ipynb #b33b5d48
 @patch
 def z(self: _LayerCache, x):
     "Keep the difference of `z`."
@@ -231,7 +245,7 @@ def attn_out(self: _LayerCache, x):
     "Keep the input of the norm after attention."
     self.after_attn = norm_input(self.late(x), self.norms.after_attn)
 
-# %% ../../nbs/score/01_flow.ipynb #3196c21c
+# %% ../../nbs/score/01_flow.ipynb #f9507a7d
 def _norm_width(x, norm):
     "Return queries or keys [pair, position, head, d_head] in the shape that their norm takes."
     wide = norm.gain.ndim == 1 and len(norm.gain) != x.shape[-1]
@@ -262,7 +276,7 @@ def v(self: _LayerCache, x):
     "Keep the mean values at all positions."
     self.v_mean = pair_mean(self.per_head(x.float()))
 
-# %% ../../nbs/score/01_flow.ipynb #0bd2e980
+# %% ../../nbs/score/01_flow.ipynb #24bc0def
 def _position_first(x, d_head):
     "Return normed queries or keys as [2 pairs, position, head, d_head]; hooks show the heads first or flattened."
     return x.transpose(1, 2) if x.ndim == 4 else x.reshape(*x.shape[:2], -1, d_head)
@@ -281,7 +295,7 @@ def k_normed(self: _LayerCache, x):
     if self.norms.k is not None:
         self.k_mean = pair_mean(_position_first(x, self.d_head).float())
 
-# %% ../../nbs/score/01_flow.ipynb #9e7c7295
+# %% ../../nbs/score/01_flow.ipynb #0f3c6219
 @patch
 def cos(self: _LayerCache, x):
     "Keep the cosines of the rotary embedding."
@@ -306,7 +320,7 @@ def pattern(self: _LayerCache, x):
     "Keep means and logarithmic means of the attention."
     self.attention = attention_input(x[:, :, self.start :].float(), self.layer.sink)
 
-# %% ../../nbs/score/01_flow.ipynb #be0f6412
+# %% ../../nbs/score/01_flow.ipynb #5af7c398
 @patch
 def pre(self: _LayerCache, x):
     "Keep the input of the activation function until the neurons are complete."
@@ -321,11 +335,13 @@ def linear(self: _LayerCache, x):
 
 @patch
 def post(self: _LayerCache, x):
-    "Keep the slopes of the neurons."
+    "Keep the slopes of the neurons; of a mixture of experts, keep its input."
+    if self.layer.mixture:
+        return
     self.slopes = mlp_slopes(self.layer.activation, self.pre_value, self.linear_value)
     del self.pre_value, self.linear_value
 
-# %% ../../nbs/score/01_flow.ipynb #b79ccc70
+# %% ../../nbs/score/01_flow.ipynb #90765810
 @patch
 def head_inputs(
     self: _LayerCache,
@@ -381,14 +397,14 @@ def _missing_hook(model, layer):
     "Return what a layer lacks, or None."
     block = model.blocks[layer]
     needed = ['attn.hook_pattern', 'attn.hook_q', 'attn.hook_k', 'attn.hook_v']
-    if hasattr(block, 'mlp'):
+    if hasattr(block, 'mlp') and not _is_mixture(block.mlp):
         needed += ['mlp.hook_pre', 'mlp.out.hook_in']
     for name in needed:
         if f'blocks.{layer}.{name}' not in model.hook_dict:
             part = block.mlp if name.startswith('mlp') else block.attn
             return f"a {type(part).__name__} without '{name}'"
 
-# %% ../../nbs/score/01_flow.ipynb #ed75d359
+# %% ../../nbs/score/01_flow.ipynb #618111b1
 def _unknown_attention(model, layer):
     "Return what the attention of a layer does that has no rule, or None."
     attn, cfg = model.blocks[layer].attn, model.cfg
@@ -416,7 +432,7 @@ def _unknown_mlp(block):
     if hasattr(block, 'mlp') and _activation(block.mlp) is None:
         return f'a {type(block.mlp).__name__} whose activation function is not known'
 
-# %% ../../nbs/score/01_flow.ipynb #a596680f
+# %% ../../nbs/score/01_flow.ipynb #cb762457
 def _check_layers(model):
     "Raise `InputError` unless the flow has a rule for every layer."
     for layer, block in enumerate(model.blocks):
@@ -475,7 +491,7 @@ class _Backward:
         "Run both prompts and keep what the rules need (step 1)."
         return _cache_activations(self.model, self.layers, ids, start, lengths, on_z, keep_resid)
 
-# %% ../../nbs/score/01_flow.ipynb #4ea49980
+# %% ../../nbs/score/01_flow.ipynb #ef9d2362
 def _within(logits):
     "Return the multiplier of logits [2, token] for their logsumexp: 1 in all."
     weight = log_mean(*logits.softmax(-1))
@@ -520,6 +536,17 @@ def final_multiplier(
     u = through_norm(u @ self.W_U.T, norm_input(resid, self.final_norm), self.final_norm, self.held)
     return u, (u * change).sum(-1)
 
+# %% ../../nbs/score/01_flow.ipynb #c15fd0ef
+@patch
+def experts(self: _Backward, layer: int) -> Experts:
+    "Return the weights of a mixture of experts in float32."
+    mlp = self.model.blocks[layer].mlp
+    router = mlp.gate.original_component
+    W = _float_weights(mlp.original_component.experts, ['gate_up_proj', 'down_proj'], self.device)
+    of_router = _float_weights(router, ['weight'], self.device).weight
+    among_chosen = getattr(router, 'norm_topk_prob', True)
+    return Experts(W.gate_up_proj, W.down_proj, of_router, self.layers[layer].activation, router.top_k, among_chosen)
+
 # %% ../../nbs/score/01_flow.ipynb #c8cda2f8
 @patch
 def mlp(
@@ -533,7 +560,10 @@ def mlp(
     if described.write_scale != 1:
         m = m * described.write_scale
     m = through_norm(m, cache.after_mlp, described.norms.after_mlp, self.held)
-    m = through_mlp(self.weights(layer, 'mlp', ['W_in', 'W_gate', 'W_out']), m, cache.slopes)
+    if described.mixture:
+        m = through_experts(self.experts(layer), m, cache.pre_value)
+    else:
+        m = through_mlp(self.weights(layer, 'mlp', ['W_in', 'W_gate', 'W_out']), m, cache.slopes)
     return through_norm(m, cache.mlp_in, described.norms.before_mlp, self.held)
 
 # %% ../../nbs/score/01_flow.ipynb #d8bdea89
@@ -552,7 +582,7 @@ def head_multipliers(
     m = through_norm(m, cache.after_attn, described.norms.after_attn, self.held)
     return (m @ W.flatten(0, 1).T).unflatten(2, W.shape[:2])
 
-# %% ../../nbs/score/01_flow.ipynb #9b5addd8
+# %% ../../nbs/score/01_flow.ipynb #e4203b02
 def _expand(at, axis=2):
     "Return a `NormInput` with a new axis."
     return NormInput(*(t if t is None else t.unsqueeze(axis) for t in at))
@@ -653,7 +683,7 @@ def write_differences(self: _Backward, caches):
         by_layer[:, layer] = change
     return out
 
-# %% ../../nbs/score/01_flow.ipynb #aaaba7dd
+# %% ../../nbs/score/01_flow.ipynb #7f9d0b99
 @patch
 def node_differences(self: _Backward, caches, resid):
     "Return positive minus negative of what every node writes, [pair, node, position * d_model]."
@@ -679,7 +709,7 @@ def _direct(m, writes, n_senders):
     out[:, :, :n_senders] = m.transpose(1, 2).flatten(2) @ writes[:, :n_senders].transpose(1, 2)
     return out
 
-# %% ../../nbs/score/01_flow.ipynb #f2877751
+# %% ../../nbs/score/01_flow.ipynb #b412f396
 @patch
 def layer_edges(
     self: _Backward,
@@ -811,7 +841,7 @@ def n_layers(self: Flow) -> int:
     "Return the number of layers."
     return self.made_from['model']['n_layers']
 
-# %% ../../nbs/score/01_flow.ipynb #142e7101
+# %% ../../nbs/score/01_flow.ipynb #fcdeb2fa
 @patch(as_prop=True)
 def summary(self: Flow) -> str:
     "Return how pairs become one score: 'median' of sizes, or size of the signed 'mean'."
@@ -854,7 +884,7 @@ def edges(self: Flow) -> EdgeScores | None:
         return None
     return EdgeScores(self.between, self.n_heads, self.name, self.signed_between, self.made_from)
 
-# %% ../../nbs/score/01_flow.ipynb #d6d42df6
+# %% ../../nbs/score/01_flow.ipynb #6d4aea80
 @patch(as_prop=True)
 def mlps(self: Flow) -> np.ndarray:
     "Return the signed attribution of every MLP for every pair, float32 [pair, n_layers]."
@@ -866,7 +896,7 @@ def embedding(self: Flow) -> np.ndarray:
     "Return the attribution of the embedding for every pair, float32 [pair]: all of the change of the target."
     return self.embedding_by_position.sum(1)
 
-# %% ../../nbs/score/01_flow.ipynb #fa831ea8
+# %% ../../nbs/score/01_flow.ipynb #5ee199a0
 @patch(as_prop=True)
 def nodes_by_pair(self: Flow) -> np.ndarray:
     "Return the signed attribution of the embedding and of each layer's heads and MLP, [pair, node]."
@@ -884,7 +914,7 @@ def nodes(
     signed = _summarize(self.nodes_by_pair, self.summary)[1]
     return NodeScores(signed, self.n_layers, self.n_heads, self.name, self.made_from)
 
-# %% ../../nbs/score/01_flow.ipynb #568e679e
+# %% ../../nbs/score/01_flow.ipynb #2a861b32
 class NodeEdges(NamedTuple):
     "Hold the direct attribution of every node through every slot of a receiver, signed, mean over pairs."
 
@@ -1055,7 +1085,7 @@ def _warn_if_lost(arrived):
             stacklevel=3,
         )
 
-# %% ../../nbs/score/01_flow.ipynb #6d1b16ec
+# %% ../../nbs/score/01_flow.ipynb #78607ed2
 def _batch_size(bound, edges, limit=240e6):
     "Return how many pairs of a batch keep at most `limit` bytes, from 1 to 24."
     cfg, ids = bound.model.cfg, bound.tokens.ids
@@ -1085,7 +1115,7 @@ def _in_order(parts, batches):
     "Return tensors [pair, ...] of all batches as one array in the order of the pairs."
     return np.concatenate([part.numpy() for part in parts])[np.argsort(np.concatenate([b.pairs for b in batches]))]
 
-# %% ../../nbs/score/01_flow.ipynb #94137842
+# %% ../../nbs/score/01_flow.ipynb #620ff61a
 def _between_heads(direct, n_heads):
     "Return the attribution between heads, [pair, head, head], of the attribution between nodes, [pair, node, slot]."
     n = direct.shape[1] // (n_heads + 1)
@@ -1102,7 +1132,7 @@ def _edge_arrays(direct, edges, summary, n_heads):
     between, signed = _summarize(_between_heads(direct, n_heads) if edges == 'all' else direct, summary)
     return dict(between=between, signed_between=signed, node_edges=node_edges)
 
-# %% ../../nbs/score/01_flow.ipynb #61129212
+# %% ../../nbs/score/01_flow.ipynb #f1abbb01
 def _sweep_batches(bound, backward, batch_size, edges, pooled):
     "Return the batches and the `_BatchFlow` of each."
     batches = pair_batches(bound, batch_size or _batch_size(bound, edges))
@@ -1126,7 +1156,7 @@ def _total(change, target):
         )
     return total
 
-# %% ../../nbs/score/01_flow.ipynb #df9135d9
+# %% ../../nbs/score/01_flow.ipynb #e15b3d60
 def _make_flow(bound, batches, found, record, edges):
     "Return the `Flow` of all batches."
     change = _in_order([f.change for f in found], batches)

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['pair_diff', 'pair_mean', 'secant', 'cap_slope', 'Norm', 'measure_norm', 'NormInput', 'norm_input', 'through_norm',
            'change_after_norm', 'mlp_slopes', 'through_mlp', 'log_mean', 'Attention', 'attention_input',
-           'through_softmax', 'Rotation', 'rotate', 'HeadInputs', 'by_group', 'through_attention', 'through_matrix']
+           'through_softmax', 'Rotation', 'rotate', 'HeadInputs', 'by_group', 'through_attention', 'through_matrix',
+           'Experts', 'route', 'through_experts']
 
 # %% ../../nbs/score/00_flow_rules.ipynb #781f9c58
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +31,7 @@ def pair_mean(
     positive, negative = x.chunk(2)
     return (positive + negative) / 2
 
-# %% ../../nbs/score/00_flow_rules.ipynb #2f0ec3dc
+# %% ../../nbs/score/00_flow_rules.ipynb #ec07816a
 def secant(
     function,  # An elementwise function
     x: torch.Tensor,  # Its input, [2 pairs, ...]
@@ -40,7 +42,7 @@ def secant(
     upper, lower = function(mean + length / 2), function(mean - length / 2)
     return (upper - lower) / length, (upper + lower) / 2
 
-# %% ../../nbs/score/00_flow_rules.ipynb #d181c7f2
+# %% ../../nbs/score/00_flow_rules.ipynb #996a1dfc
 def cap_slope(
     capped: torch.Tensor,  # What the soft cap returned, [2 pairs, ...]; masked entries may be minus infinity
     cap: float,  # The cap
@@ -95,7 +97,7 @@ def measure_norm(
     gain = y * np.sqrt(np.square(x).mean(-1, keepdims=True)) / x
     return Norm(torch.from_numpy(gain).to(device), centres, True, _measure_eps(small, tiny, gain))
 
-# %% ../../nbs/score/00_flow_rules.ipynb #2acba601
+# %% ../../nbs/score/00_flow_rules.ipynb #68126b72
 class NormInput(NamedTuple):
     "Hold what the rule of a norm needs of the norm's input."
 
@@ -136,7 +138,7 @@ def through_norm(
         return u * (at.change / at.direct).sqrt()  # 1 / (mean scale)
     return u * at.direct - at.mean * (at.mean * u).mean(-1, keepdim=True) * at.change
 
-# %% ../../nbs/score/00_flow_rules.ipynb #48f63e00
+# %% ../../nbs/score/00_flow_rules.ipynb #1296388c
 def change_after_norm(
     change: torch.Tensor,  # A part of the change of the norm's input, [pair, ..., d_model]
     at: NormInput,  # The norm's input
@@ -171,7 +173,7 @@ def through_mlp(
         return (of_neurons * slopes[0]) @ mlp.W_in.T
     return (of_neurons * slopes[0]) @ mlp.W_gate.T + (of_neurons * slopes[1]) @ mlp.W_in.T
 
-# %% ../../nbs/score/00_flow_rules.ipynb #15ad6c4d
+# %% ../../nbs/score/00_flow_rules.ipynb #875fd758
 def log_mean(
     a: torch.Tensor,  # Not negative
     b: torch.Tensor,  # Not negative
@@ -181,7 +183,7 @@ def log_mean(
     gap = high - low
     return torch.where(gap > 0, gap / torch.log1p(gap / low), high)  # ln(high / low) = log1p(gap / low)
 
-# %% ../../nbs/score/00_flow_rules.ipynb #5881ca97
+# %% ../../nbs/score/00_flow_rules.ipynb #e223f207
 class Attention(NamedTuple):
     "Hold what the rule of the softmax needs of an attention pattern."
 
@@ -211,7 +213,7 @@ def through_softmax(
     weighted = at.weight * m
     return weighted - at.weight * (weighted.sum(-1, keepdim=True) / at.total)
 
-# %% ../../nbs/score/00_flow_rules.ipynb #7427cf53
+# %% ../../nbs/score/00_flow_rules.ipynb #feaaf5c6
 class Rotation(NamedTuple):
     "Hold the angles of a rotary embedding."
 
@@ -300,3 +302,63 @@ def through_matrix(
         return m.flatten(2) @ W.transpose(1, 2).flatten(0, 1)
     m = m.unflatten(2, (len(W), -1))  # [pair, position, group, heads of the group, d_head]
     return torch.einsum('bpgrd,gmd->bpgrm', m, W).flatten(2, 3)
+
+# %% ../../nbs/score/00_flow_rules.ipynb #4571c3c5
+class Experts(NamedTuple):
+    "Hold the weights of a mixture of experts."
+
+    gate_up: torch.Tensor  # Gates, then linear factors, [expert, 2 * d_mlp, d_model]
+    down: torch.Tensor  # [expert, d_model, d_mlp]
+    router: torch.Tensor  # [expert, d_model]
+    activation: object  # The activation function of the gates
+    top_k: int  # How many experts are chosen
+    among_chosen: bool  # Is the softmax over the chosen experts? If not, over all
+
+
+def route(
+    experts: Experts,  # The mixture
+    x: torch.Tensor,  # Its input, [..., d_model]
+) -> tuple:  # Scores, weights (0: not chosen), and the softmax that the weights are taken from; [..., expert] each
+    "Return how a mixture weighs its experts."
+    scores = x @ experts.router.T
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(experts.top_k).indices, True)
+    softmax = (scores.masked_fill(~chosen, -torch.inf) if experts.among_chosen else scores).softmax(-1)
+    return scores, softmax * chosen, softmax
+
+# %% ../../nbs/score/00_flow_rules.ipynb #92f27ab7
+def _through_router(experts, m, scores, weights, softmax):
+    "Return the multiplier of the mixture's input through the router, for the multiplier `m` of the weights."
+    chosen = (weights > 0).chunk(2)
+    of_scores = through_softmax(m * (chosen[0] & chosen[1]), attention_input(softmax))
+    change = pair_diff(scores)
+    rest = (m * pair_diff(weights)).sum(-1, keepdim=True) - (of_scores * change).sum(-1, keepdim=True)
+    jumps = (chosen[0] != chosen[1]).any(-1, keepdim=True)
+    size = change.square().sum(-1, keepdim=True).clamp_min(1e-30)
+    return torch.where(jumps, of_scores + change * rest / size, of_scores) @ experts.router
+
+
+def _through_expert(experts, e, m, x):
+    "Return the multiplier of one expert's input, and the attribution of its weight; `m` [token], `x` [2 tokens]."
+    gate, linear = (x @ experts.gate_up[e].T).chunk(2, -1)
+    W_gate, W_in = experts.gate_up[e].chunk(2)
+    mlp = SimpleNamespace(W_gate=W_gate.T, W_in=W_in.T, W_out=experts.down[e].T)
+    out = pair_mean((experts.activation(gate) * linear) @ mlp.W_out)
+    return through_mlp(mlp, m, mlp_slopes(experts.activation, gate, linear)), (out * m).sum(-1)
+
+# %% ../../nbs/score/00_flow_rules.ipynb #c0a42c75
+def through_experts(
+    experts: Experts,  # The mixture
+    m: torch.Tensor,  # Multiplier of its output, [pair, position, d_model]
+    x: torch.Tensor,  # Its input, [2 pairs, position, d_model]
+) -> torch.Tensor:  # [pair, position, d_model]
+    "Return the multiplier of the input of a mixture of experts."
+    scores, weights, softmax = route(experts, x)
+    positive, negative = weights.chunk(2)
+    chosen, mean = (positive > 0) | (negative > 0), pair_mean(weights)
+    out, of_weights = torch.zeros_like(m), torch.zeros_like(mean)
+    for e in chosen.flatten(0, -2).any(0).nonzero().flatten().tolist():
+        pair, position = torch.where(chosen[..., e])
+        both = x[torch.cat([pair, pair + len(m)]), torch.cat([position, position])]
+        part, of_weights[pair, position, e] = _through_expert(experts, e, m[pair, position], both)
+        out[pair, position] += mean[pair, position, e, None] * part
+    return out + _through_router(experts, of_weights, scores, weights, softmax)
