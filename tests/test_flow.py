@@ -17,10 +17,12 @@ from transformers import (
     MixtralConfig,
     Olmo2Config,
     OlmoConfig,
+    OlmoeConfig,
     OPTConfig,
     Phi3Config,
     PhiConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
 )
 
@@ -58,12 +60,16 @@ ARCHITECTURES = dict(
     opt=OPTConfig(**SHAPE, ffn_dim=96, word_embed_proj_dim=48, activation_function='gelu'),
     bloom=BloomConfig(vocab_size=D_VOCAB, hidden_size=48, n_layer=2, n_head=4),  # ALiBi
     gptj=GPTJConfig(**OLD_SHAPE, rotary_dim=8),  # rotates neighbours, shows no cosines
+    mixtral=MixtralConfig(**GQA, num_local_experts=4),  # two of four experts, softmax over the chosen ones
+    olmoe=OlmoeConfig(**GQA, num_experts=4, num_experts_per_tok=3),  # softmax over all experts
 )
+SMALL_STEP = dict(mixtral=0.01, olmoe=0.01)  # where the choice of experts jumps, there is no gradient
 
 
 @pytest.fixture(scope='module', params=ARCHITECTURES)
 def model(request, tmp_path_factory):
-    return save_random_model(ARCHITECTURES[request.param], tmp_path_factory.mktemp('model'), noise=0.05, device='cpu')
+    folder = tmp_path_factory.mktemp(request.param)
+    return save_random_model(ARCHITECTURES[request.param], folder, noise=0.05, device='cpu')
 
 
 def pairs_of_one_length(model, n=3):
@@ -143,7 +149,8 @@ class Interpolated:
 
 def test_the_limit_is_the_gradient(model):
     bound = pairs_of_one_length(model)
-    between = Interpolated(bound, eps=0.1)
+    family = model.circuit_sae_name.rsplit('/')[-1].rstrip('0123456789')
+    between = Interpolated(bound, eps=SMALL_STEP.get(family, 0.1))
     gradients = between.gradients().numpy()
     with model.hooks(fwd_hooks=[('embed.hook_out', between.mix)]):
         flow = difference_flow(bound, target='residual', batch_size=50).by_pair
@@ -220,8 +227,11 @@ def test_fewer_operators_than_attribution_patching(tmp_path):
     assert count(lambda: difference_flow(bound, edges=True)) <= 1.5 * patching
 
 
+OTHER_MIXTURE = Qwen2MoeConfig(**GQA, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32)
+
+
 def test_unsupported_layers_are_refused(tmp_path):
-    experts = save_random_model(MixtralConfig(**GQA, num_local_experts=4), tmp_path / 'experts', device='cpu')
+    experts = save_random_model(OTHER_MIXTURE, tmp_path / 'experts', device='cpu')
     with refuses('unsupported-layer'):
         check_flow(experts)
     with refuses('unsupported-layer'):
@@ -234,7 +244,7 @@ def test_unsupported_layers_are_refused(tmp_path):
 def test_find_circuit_without_flow(tmp_path):
     from circuit_sae.find import find_circuit
 
-    model = save_random_model(MixtralConfig(**GQA, num_local_experts=4), tmp_path, device='cpu')
+    model = save_random_model(OTHER_MIXTURE, tmp_path, device='cpu')
     with refuses('unsupported-layer'):
         find_circuit(model, induction_task(n=6))
     assert find_circuit(model, induction_task(n=6), score='unique codes', n_epochs=5, n_train=4).flow is None

@@ -31,7 +31,7 @@ def pair_mean(
     positive, negative = x.chunk(2)
     return (positive + negative) / 2
 
-# %% ../../nbs/score/00_flow_rules.ipynb #ec07816a
+# %% ../../nbs/score/00_flow_rules.ipynb #3ec62dd0
 def secant(
     function,  # An elementwise function
     x: torch.Tensor,  # Its input, [2 pairs, ...]
@@ -42,7 +42,7 @@ def secant(
     upper, lower = function(mean + length / 2), function(mean - length / 2)
     return (upper - lower) / length, (upper + lower) / 2
 
-# %% ../../nbs/score/00_flow_rules.ipynb #996a1dfc
+# %% ../../nbs/score/00_flow_rules.ipynb #c753b69e
 def cap_slope(
     capped: torch.Tensor,  # What the soft cap returned, [2 pairs, ...]; masked entries may be minus infinity
     cap: float,  # The cap
@@ -97,7 +97,7 @@ def measure_norm(
     gain = y * np.sqrt(np.square(x).mean(-1, keepdims=True)) / x
     return Norm(torch.from_numpy(gain).to(device), centres, True, _measure_eps(small, tiny, gain))
 
-# %% ../../nbs/score/00_flow_rules.ipynb #68126b72
+# %% ../../nbs/score/00_flow_rules.ipynb #f43d4e6c
 class NormInput(NamedTuple):
     "Hold what the rule of a norm needs of the norm's input."
 
@@ -138,7 +138,7 @@ def through_norm(
         return u * (at.change / at.direct).sqrt()  # 1 / (mean scale)
     return u * at.direct - at.mean * (at.mean * u).mean(-1, keepdim=True) * at.change
 
-# %% ../../nbs/score/00_flow_rules.ipynb #1296388c
+# %% ../../nbs/score/00_flow_rules.ipynb #27aa9448
 def change_after_norm(
     change: torch.Tensor,  # A part of the change of the norm's input, [pair, ..., d_model]
     at: NormInput,  # The norm's input
@@ -173,7 +173,7 @@ def through_mlp(
         return (of_neurons * slopes[0]) @ mlp.W_in.T
     return (of_neurons * slopes[0]) @ mlp.W_gate.T + (of_neurons * slopes[1]) @ mlp.W_in.T
 
-# %% ../../nbs/score/00_flow_rules.ipynb #875fd758
+# %% ../../nbs/score/00_flow_rules.ipynb #f1ebade5
 def log_mean(
     a: torch.Tensor,  # Not negative
     b: torch.Tensor,  # Not negative
@@ -183,7 +183,7 @@ def log_mean(
     gap = high - low
     return torch.where(gap > 0, gap / torch.log1p(gap / low), high)  # ln(high / low) = log1p(gap / low)
 
-# %% ../../nbs/score/00_flow_rules.ipynb #e223f207
+# %% ../../nbs/score/00_flow_rules.ipynb #7d248447
 class Attention(NamedTuple):
     "Hold what the rule of the softmax needs of an attention pattern."
 
@@ -191,7 +191,7 @@ class Attention(NamedTuple):
     weight: torch.Tensor  # Logarithmic mean, [..., query, source]
     total: torch.Tensor  # Sum of the logarithmic means, [..., query, 1]
 
-
+# %% ../../nbs/score/00_flow_rules.ipynb #ff87a521
 def attention_input(
     A: torch.Tensor,  # Attention, [2 pairs, head, query, source]
     sink: bool = False,  # Has the softmax a constant entry that is not in `A`?
@@ -213,7 +213,7 @@ def through_softmax(
     weighted = at.weight * m
     return weighted - at.weight * (weighted.sum(-1, keepdim=True) / at.total)
 
-# %% ../../nbs/score/00_flow_rules.ipynb #feaaf5c6
+# %% ../../nbs/score/00_flow_rules.ipynb #34cc33ca
 class Rotation(NamedTuple):
     "Hold the angles of a rotary embedding."
 
@@ -223,7 +223,7 @@ class Rotation(NamedTuple):
         False  # Are neighbouring entries a pair? If not, an entry of the first half and one of the second
     )
 
-
+# %% ../../nbs/score/00_flow_rules.ipynb #02f54c7d
 def rotate(
     x: torch.Tensor,  # Queries or keys, or their multipliers, [..., position, d_head]
     rotation: Rotation,  # The angles; None: there is no rotary embedding
@@ -255,7 +255,7 @@ class HeadInputs(NamedTuple):
     cap: torch.Tensor = None  # Slope of the soft cap on the scores, as `attention`
     rotation: Rotation = None  # The rotary embedding
 
-
+# %% ../../nbs/score/00_flow_rules.ipynb #b043b547
 def by_group(
     x: torch.Tensor,  # Of every head or group, [pair, head, position, ...]
     n_rows: int,  # Pairs times groups of heads that share a key and a value
@@ -271,7 +271,7 @@ def _score_multiplier(heads, m):
         of_scores = of_scores * heads.cap
     return of_scores * heads.scale
 
-
+# %% ../../nbs/score/00_flow_rules.ipynb #1379e8b6
 def through_attention(
     heads: HeadInputs,  # Queries, keys, values and attention
     m: torch.Tensor,  # Multiplier of `z`, [pair, query, head, d_head]
@@ -303,7 +303,7 @@ def through_matrix(
     m = m.unflatten(2, (len(W), -1))  # [pair, position, group, heads of the group, d_head]
     return torch.einsum('bpgrd,gmd->bpgrm', m, W).flatten(2, 3)
 
-# %% ../../nbs/score/00_flow_rules.ipynb #4571c3c5
+# %% ../../nbs/score/00_flow_rules.ipynb #34e9bd4e
 class Experts(NamedTuple):
     "Hold the weights of a mixture of experts."
 
@@ -325,7 +325,7 @@ def route(
     softmax = (scores.masked_fill(~chosen, -torch.inf) if experts.among_chosen else scores).softmax(-1)
     return scores, softmax * chosen, softmax
 
-# %% ../../nbs/score/00_flow_rules.ipynb #92f27ab7
+# %% ../../nbs/score/00_flow_rules.ipynb #fcd9a7fb
 def _through_router(experts, m, scores, weights, softmax):
     "Return the multiplier of the mixture's input through the router, for the multiplier `m` of the weights."
     chosen = (weights > 0).chunk(2)
@@ -345,7 +345,7 @@ def _through_expert(experts, e, m, x):
     out = pair_mean((experts.activation(gate) * linear) @ mlp.W_out)
     return through_mlp(mlp, m, mlp_slopes(experts.activation, gate, linear)), (out * m).sum(-1)
 
-# %% ../../nbs/score/00_flow_rules.ipynb #c0a42c75
+# %% ../../nbs/score/00_flow_rules.ipynb #ed8c1653
 def through_experts(
     experts: Experts,  # The mixture
     m: torch.Tensor,  # Multiplier of its output, [pair, position, d_model]
