@@ -207,7 +207,7 @@ def _estimates(confirmation):
     score = np.asarray(c.screen.values, dtype=float)
     fitted = _fitted(c)
     total = score[fitted].sum()
-    factor = np.abs(c.effect[fitted]).sum() / total if total > 0 else 0.0
+    factor = np.abs(c.effect[fitted]).sum() / total if total > 0 else top / max(score.max(), 1e-300)
     values = np.where(c.patched, np.abs(np.nan_to_num(c.effect)), factor * score)
     values = np.where(c.chosen, values, np.minimum(values, top))
     sign = np.where(c.patched, np.sign(np.nan_to_num(c.effect)), np.sign(c.screen.signed))
@@ -276,8 +276,10 @@ _ROLES = {
 def role(
     self: Confirmation,
     head,  # A head in any spelling
-) -> str:  # '' if sign and place say nothing
+) -> str:  # '' if sign and place say nothing, or if the head is not confirmed
     "Return what sign and place say about the role of a head."
+    if not self.chosen[self.index(head)]:
+        return ''
     sign = int(np.sign(self.signed[self.index(head)]))
     return _ROLES.get((self.place(head), sign), '')
 
