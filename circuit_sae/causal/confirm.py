@@ -159,6 +159,7 @@ class Confirmation(HeadScores):
         last: np.ndarray,  # float [n_layers * n_heads]: effect at the last position alone, first pairs; NaN: unknown
         settings: ConfirmSettings,  # How it was computed
         same_pairs: bool = False,  # Were the score and the effects measured on the same pairs?
+        bound: float = float('nan'),  # Upper bound (95 %) on the effects of the heads that were not patched
     ):
         super().__init__(None, screen.n_heads, 'effect', made_from=effects.made_from, over='sum')
         self.effects = effects
@@ -167,6 +168,7 @@ class Confirmation(HeadScores):
         self.last = last
         self.settings = settings
         self.same_pairs = same_pairs
+        self.bound = bound
         e = effects
         self.effect, self.se, self.n_of_head = effects_by_pairs(e.patched, e.clean, e.corrupted)
         self.chosen, self.q = choose_heads(self.effect, self.se, self.n_of_head, settings.min_effect, settings.fdr)
@@ -214,16 +216,6 @@ def _estimates(confirmation):
     return values, values * sign
 
 # %% ../../nbs/causal/03_confirm.ipynb #3ebaf0a7
-@patch(as_prop=True)
-def bound(self: Confirmation) -> float:
-    "Return an upper bound (95 %) on the size of the largest effect among heads that were not patched."
-    if not self.patched.any():
-        return float('nan')
-    fitted = _fitted(self)
-    score = np.asarray(self.screen.values, dtype=float)
-    return unpatched_bound(np.abs(self.effect[fitted]), score[fitted], score[~self.patched])
-
-# %% ../../nbs/causal/03_confirm.ipynb #64766bb9
 @patch(as_prop=True)
 def problem(self: Confirmation) -> str:
     "Return why no head could be confirmed; empty if heads were patched."
@@ -355,18 +347,20 @@ def to_state(self: Confirmation) -> tuple:  # (dict of arrays, dict of plain val
     arrays = dict(patched=e.patched, clean=e.clean, corrupted=e.corrupted, drawn=self.drawn, last=self.last)
     arrays |= dict(values=s.values, signed=s.signed)
     screen = dict(name=s.name, n_heads=s.n_heads, over=s.over, made_from=s.made_from)
-    return arrays, dict(e.made_from, screen=screen, confirm=asdict(self.settings), same_pairs=self.same_pairs)
+    return arrays, dict(
+        e.made_from, screen=screen, confirm=asdict(self.settings), same_pairs=self.same_pairs, bound=self.bound
+    )
 
 
 @patch(cls_method=True)
 def from_state(cls: Confirmation, arrays, info):
     "Return the confirmation that `to_state` described."
-    own = ('screen', 'confirm', 'same_pairs')
+    own = ('screen', 'confirm', 'same_pairs', 'bound')
     a, s = arrays, info['screen']
     effects = HeadEffects(a['patched'], a['clean'], a['corrupted'], {k: v for k, v in info.items() if k not in own})
     screen = HeadScores(a['values'], s['n_heads'], s['name'], a['signed'], s['made_from'], s['over'])
     settings = ConfirmSettings(**info['confirm'])
-    return Confirmation(effects, screen, a['drawn'], a['last'], settings, info['same_pairs'])
+    return Confirmation(effects, screen, a['drawn'], a['last'], settings, info['same_pairs'], info['bound'])
 
 
 @patch(cls_method=True)
@@ -399,7 +393,7 @@ def _start(effects, blocks, patcher):
 
 # %% ../../nbs/causal/03_confirm.ipynb #3e7426b8
 def _shortlist(effects, score, order, begun, patcher, s):
-    "Patch heads in the order of their scores until the bound is below `min_effect`; return which were drawn at random."
+    "Patch heads in the order of their scores until the bound is below `min_effect`; return which were drawn, and the bound."
     n = len(score)
     draw = np.random.default_rng(s.seed).permutation(n)
     k = min(s.n_start, n)
@@ -411,7 +405,7 @@ def _shortlist(effects, score, order, begun, patcher, s):
         fitted = drawn | np.isin(np.arange(n), order[k // 2 : k])
         bound = unpatched_bound(size[fitted], score[fitted], score[~(short | drawn)])
         if bound < s.min_effect or k >= n:
-            return drawn
+            return drawn, bound
         k = min(n, k + 8)
 
 # %% ../../nbs/causal/03_confirm.ipynb #c1227e19
@@ -421,13 +415,13 @@ def run_stages(
     blocks: list,  # Numbers of the pairs of each block
     patcher,  # Has `measure_clean(block)`, `patch_pairs(blocks, bool [head])` and `passes`; fills `effects`
     settings: ConfirmSettings,  # How to confirm
-) -> tuple:  # (bool [head]: drawn at random, number of blocks of the shortlist; 0 if the metric does not differ)
+) -> tuple:  # (bool [head]: drawn at random, number of blocks of the shortlist, 0 if no metric differs; the bound)
     "Run steps 1 to 3 of `confirm_heads`."
     score = np.asarray(screen.values, dtype=float)
     begun = _start(effects, blocks, patcher)
     if not begun:
-        return np.zeros(len(score), dtype=bool), 0
-    drawn = _shortlist(effects, score, screen.order(), blocks[:begun], patcher, settings)
+        return np.zeros(len(score), dtype=bool), 0, float('nan')
+    drawn, bound = _shortlist(effects, score, screen.order(), blocks[:begun], patcher, settings)
     for block in blocks[begun:]:
         open_ = undecided(*effects_by_pairs(effects.patched, effects.clean, effects.corrupted), settings.min_effect)
         if not open_.any():
@@ -435,7 +429,7 @@ def run_stages(
         patcher.measure_clean(block)
         patcher.patch_pairs([block], open_)
         patcher.passes.pop(block[0])  # not patched again
-    return drawn, begun
+    return drawn, begun, bound
 
 # %% ../../nbs/causal/03_confirm.ipynb #db520a8c
 class _Patcher:
@@ -506,9 +500,9 @@ def confirm_heads(
     effects = new_effects(effects_record(bound, s.ablation, 'all', s.metric))
     patcher = _Patcher(bound, effects, s)
     blocks = pair_blocks(pairs, s.block)
-    drawn, begun = run_stages(effects, screen, blocks, patcher, s)
-    confirmed = Confirmation(effects, screen, drawn, np.full(len(screen), np.nan), s, same_pairs)
+    drawn, begun, limit = run_stages(effects, screen, blocks, patcher, s)
+    confirmed = Confirmation(effects, screen, drawn, np.full(len(screen), np.nan), s, same_pairs, limit)
     if not confirmed.chosen.any():
         return confirmed
     last = patcher.patch_last(blocks[:begun], confirmed.chosen)
-    return Confirmation(effects, screen, drawn, last, s, same_pairs)
+    return Confirmation(effects, screen, drawn, last, s, same_pairs, limit)
