@@ -370,7 +370,13 @@ def load(
 ) -> Confirmation:  # Raises `InputError` if the file holds something else
     "Read a saved confirmation."
     arrays, info, _ = read_tensors(path, cls.kind, 'a confirmation')
-    return cls.from_state(arrays, info)
+    try:
+        return cls.from_state(arrays, info)
+    except (KeyError, TypeError) as e:
+        raise InputError(
+            f"'{path}' was written by another version of circuit_sae. Delete it and compute it again.",
+            code='old-file',
+        ) from e
 
 # %% ../../nbs/causal/03_confirm.ipynb #f907321d
 def clear_gap(
