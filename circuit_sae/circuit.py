@@ -372,7 +372,7 @@ def _effect_text(row, marked):
     star = '*  ' if row['head'] in marked else '   ' if marked else ''
     return f'{text}{star}{row["role"]}'.rstrip()
 
-
+# %% ../nbs/03_circuit.ipynb #3949bab4
 def _effect_table(circuit, shown, marked):
     "Return the table of a confirmed circuit as text."
     lines = [f'{"rank":>4}  {"head":<7}{"effect":>8}{"":<9}{"pairs":>5}{"attribution":>13}  acts at']
@@ -382,7 +382,7 @@ def _effect_table(circuit, shown, marked):
     s = circuit.settings
     lines += [
         '',
-        f'effect       fall of the {s["metric"]} when the head is patched ({s["ablation"]}), a fraction of its difference;',
+        f'effect       fall of the {s["metric"]} when the head is patched ({s["ablation"]}), as a fraction;',
         '             ± half of the 95 % interval over pairs; below 0: the head works against the answer',
         f'attribution  {s["screen"]}, on other pairs' if not circuit.confirmed['same_pairs'] else s['screen'],
         'acts at      the last position, earlier positions, or both',

@@ -67,7 +67,8 @@ _DEFAULTS = dict(preset='quick', n_train=10, seed=0, pool='mean', n_flow=20, min
 _SETTINGS = dict(
     preset="'quick', 'full' for more training steps, or 'paper' for the published protocol",
     score="what ranks the heads: 'flow', the attribution of the difference between positive and negative prediction, "
-    "'attribution', attribution patching, or 'unique codes', as published (default: flow; for the preset paper unique codes)",
+    "'attribution', attribution patching, or 'unique codes', "
+    'as published (default: flow; for the preset paper unique codes)',
     n_flow='pairs that flow or attribution run on',
     min_effect='smallest effect of a head of the circuit, a fraction of the behaviour',
     confirm_pairs='pairs to patch at most, to confirm heads',

@@ -257,7 +257,7 @@ def _edges(found):
     flow = found.flow
     return EdgeScores(flow.between, flow.n_heads, f'{flow.name} between heads', made_from=flow.made_from)
 
-
+# %% ../nbs/04_find.ipynb #9d3c3660
 @patch
 def pairs_used(self: Found) -> str:
     "Return how many pairs there are, and how many were used for what."
@@ -269,7 +269,7 @@ def pairs_used(self: Found) -> str:
         text += f', {self.confirmation.n_used} for confirmation'
     return text
 
-
+# %% ../nbs/04_find.ipynb #0529277c
 @patch
 def __repr__(self: Found):
     spent = [f'{name} from disk' if s is None else f'{name} {s:.1f} s' for name, s in self.timings.items()]
@@ -387,12 +387,12 @@ def confirm_settings(self: FindSettings) -> dict:
     "Return the arguments of `confirm_heads` that the settings name."
     return dict(min_effect=self.min_effect, n_pairs=self.confirm_pairs)
 
-
+# %% ../nbs/04_find.ipynb #f0ecd148
 def _plain(scores):
     "Return plain scores, which do not hold attributions at every position or the counts of codes."
     return HeadScores(scores.values, scores.n_heads, scores.name, scores.signed, scores.made_from, scores.over)
 
-
+# %% ../nbs/04_find.ipynb #d8b1483a
 def _confirm(bound, screen, settings, folder, seconds):
     "Return the effects of the heads that could matter; read them from the folder if they are there."
     n_first, pairs, same = split_pairs(bound.n, settings.n_flow, settings.confirm_pairs)
@@ -467,11 +467,9 @@ def find_circuit(
 
     1. Bind the task to the model and check the settings.
     2. Run the prompts; keep the pooled output of every head.
-    3. Score every head on the first `n_flow` pairs.
-    4. Train the SAE and read the code of every head on every prompt.
-    5. Patch the heads that could matter on other pairs; the circuit has the heads with an effect of at least
-       `min_effect`. With `confirm=False` the score chooses, or with `score='unique codes'` the number of codes that only
-       positives take (O'Neill & Bui, arXiv 2405.12522, section 3).
+    3. Score every head on the first `n_flow` pairs. Train the SAE and read the code of every head on every prompt.
+    4. Patch the heads that could matter on other pairs; the circuit has the heads with an effect of at least
+       `min_effect`. With `confirm=False` the score chooses (O'Neill & Bui, arXiv 2405.12522, section 3).
     """
     names = {f.name for f in fields(FindSettings)} - {'changes'}
     given = {k: v for k, v in locals().items() if k in names}
@@ -586,7 +584,7 @@ def _task_of_run(run):
     names = inspect.signature(TASKS[t['name']]).parameters
     return TASKS[t['name']](**{k: v for k, v in t.items() if k in names})
 
-
+# %% ../nbs/04_find.ipynb #99b57449
 def load_found(
     folder,  # A folder that `find_circuit` wrote
     task: Task = None,  # The task; default: the built-in task of the run

@@ -53,7 +53,7 @@ def _first(order, sizes):
     rank[order] = np.arange(len(order))
     return rank[None] < np.asarray(sizes)[:, None]
 
-
+# %% ../../nbs/causal/05_minimal.ipynb #981d1dba
 def grow(
     measure: SetFaithfulness,  # Measures sets
     order,  # Heads, best first, int [n_layers * n_heads]

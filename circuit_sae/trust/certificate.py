@@ -169,8 +169,8 @@ def preview(
     own = _count(heads, lambda h: has_effect(h['effect'], h['effect_se'], audit.n))
     stable = _count(heads, lambda h: h['kind'] == 'stable')
     return (
-        f'Certificate so far: {own} of {len(heads)} heads have an effect of their own, {stable} are stable over draws of '
-        'the pairs. The circuit as a whole has not been tested yet.'
+        f'Certificate so far: {own} of {len(heads)} heads have an effect of their own, {stable} are stable over draws '
+        'of the pairs. The circuit as a whole has not been tested yet.'
     )
 
 # %% ../../nbs/trust/04_certificate.ipynb #dfaec85b
@@ -530,7 +530,7 @@ def html_page(
     "Return a page of HTML that needs no other file."
     return _PAGE.format(title=html.escape(title), style=_STYLE, classes=_classes(ok), body=body)
 
-
+# %% ../../nbs/trust/04_certificate.ipynb #202d2e2a
 def html_block(
     body: str,  # HTML
     ok: bool = True,  # As for `html_page`
@@ -538,12 +538,12 @@ def html_block(
     "Return HTML with its style, to show in a notebook."
     return f'<style>{_STYLE}</style><div class="{_classes(ok)}">{body}</div>'
 
-
+# %% ../../nbs/trust/04_certificate.ipynb #365244a6
 def _classes(ok):
     "Return the CSS classes of the page."
     return 'certificate ok' if ok else 'certificate'
 
-
+# %% ../../nbs/trust/04_certificate.ipynb #c01f3185
 @patch
 def _repr_html_(self: Certificate):
     return html_block('\n'.join(write_html(_parts(self))), self.ok)

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from fastcore.basics import patch
 from ..causal.minimal import FaithfulCircuit, faithful_circuit, find_backups
 from ..core import InputError, check_writable, whole_file
 from ..data.batches import bind_task
@@ -68,14 +67,14 @@ def _faithful_part(faithful):
     text = [
         f'Heads in the order of their signed effect, all other heads ablated. {faithful.size} heads reach',
         f'{f["target"]:.0%}; after pruning {len(faithful)} are left: {", ".join(map(str, faithful))}.',
-        f'On {f["n_pairs"]} pairs{fresh} they keep {percent(f["faithfulness"], f["faithfulness_se"])} of the behaviour;',
-        f'{len(f["random"])} random sets with as many heads in each layer keep {percent(np.mean(f["random"]))} on average',
-        f'and {percent(max(f["random"]))} at best.',
+        f'On {f["n_pairs"]} pairs{fresh} they keep {percent(f["faithfulness"], f["faithfulness_se"])}',
+        f'of the behaviour; {len(f["random"])} random sets with as many heads in each layer keep',
+        f'{percent(np.mean(f["random"]))} on average and {percent(max(f["random"]))} at best.',
     ]
     yield 'p', ' '.join(text)
     yield 'table', (['heads', 'faithfulness'], [[k, percent(v)] for k, v in faithful.curve.items()])
 
-
+# %% ../../nbs/trust/05_report.ipynb #1087c5fb
 def _backup_part(backups, least):
     "Yield the section about heads that act only without the circuit."
     yield 'h2', 'Backups'

@@ -508,7 +508,7 @@ def _choose_again(confirmation, rows):
     chosen, _ = choose_heads(effect, se, n, s.min_effect, s.fdr)
     return np.abs(np.nan_to_num(effect)), chosen.astype(float)
 
-
+# %% ../../nbs/trust/02_stability.ipynb #28d73eb2
 def stability_of_effects(
     confirmation,  # `Confirmation`
     circuit=None,  # The `Circuit` or heads in question; default: the confirmed heads
