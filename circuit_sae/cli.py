@@ -48,8 +48,9 @@ def _add_task(c, n=250, task_seed=0, batch_size=50):
         'negative, answer, wrong',
     )
     add('--model', default='smollm2-135m', help=_MODEL)
-    add('--n', type=int, default=n, help='number of pairs of a positive and a negative prompt')
-    add('--task_seed', type=int, default=task_seed, help='seed of the prompts')
+    of_run = ' (default: as in the run of --out; without a run {})'
+    add('--n', type=int, default=n, help='number of pairs' + ('' if n else of_run.format(250)))
+    add('--task_seed', type=int, default=task_seed, help='seed of the prompts' + ('' if n else of_run.format(0)))
     add('--device', help='cpu, cuda, ... (default: a GPU if there is one)')
     add('--dtype', default='float32', help='float32, bfloat16 or float16')
     add('--batch_size', type=int, default=batch_size, help='prompt pairs in a forward pass')
@@ -61,22 +62,26 @@ def _add_task(c, n=250, task_seed=0, batch_size=50):
     add('--any_length', action='store_true', help='for a task file: allow the prompts of a pair to differ in length')
 
 # %% ../nbs/06_cli.ipynb #979296f8
-_DEFAULTS = dict(preset='quick', n_train=10, seed=0, pool='mean', n_flow=20)
+_DEFAULTS = dict(preset='quick', n_train=10, seed=0, pool='mean', n_flow=20, min_effect=0.05, confirm_pairs=60)
 
 _SETTINGS = dict(
     preset="'quick', 'full' for more training steps, or 'paper' for the published protocol",
     score="what ranks the heads: 'flow', the attribution of the difference between positive and negative prediction, "
-    "or 'unique codes', as published (default: flow; for the preset paper unique codes)",
-    n_flow='pairs that the flow runs on',
+    "'attribution', attribution patching, or 'unique codes', "
+    'as published (default: flow; for the preset paper unique codes)',
+    n_flow='pairs that flow or attribution run on',
+    min_effect='smallest effect of a head of the circuit, a fraction of the behaviour',
+    confirm_pairs='pairs to patch at most, to confirm heads',
     n_train='examples that the autoencoder is trained on',
     seed='seed of the autoencoder and of the draw of its examples',
-    threshold='choose heads whose share of the sum of all scores (flow) or softmax (unique codes) is at least this '
-    '(default: 0.01)',
-    top_k='or choose this many heads with the highest scores',
-    fdr='or choose heads whose unique codes are associated with the labels at this false discovery rate',
+    threshold='do not confirm: choose heads whose share of the sum of all scores (flow) or softmax (unique codes) is '
+    'at least this (default with --no-confirm: 0.01)',
+    top_k='do not confirm: choose this many heads with the highest scores',
+    fdr='do not confirm: choose heads whose unique codes are associated with the labels at this false discovery rate',
     pool="how outputs are pooled over positions: 'mean', 'mean_no_bos' or 'last'",
 )
 _TYPES = dict(n_flow=int, n_train=int, seed=int, threshold=float, top_k=int, fdr=float)
+_TYPES |= dict(min_effect=float, confirm_pairs=int)
 
 # %% ../nbs/06_cli.ipynb #2dd7564c
 def _add_settings(c, of_run=False):
@@ -87,6 +92,14 @@ def _add_settings(c, of_run=False):
         if name in _DEFAULTS:
             text += f' (default: {_DEFAULTS[name]})'
         group.add_argument(f'--{name}', type=_TYPES.get(name, str), default=argparse.SUPPRESS, help=text)
+    group.add_argument(
+        '--no-confirm',
+        dest='confirm',
+        action='store_const',
+        const=False,
+        default=argparse.SUPPRESS,
+        help='do not patch: let the score choose the heads',
+    )
 
 # %% ../nbs/06_cli.ipynb #fe4f2498
 def _add_check(sub):
@@ -103,7 +116,7 @@ def _add_find(sub):
 
 def _add_inspect(sub):
     c = _command(sub, 'inspect', 'write a page that shows codes, prompts and tokens of each head')
-    _add_task(c)
+    _add_task(c, n=None, task_seed=None)
     _add_settings(c, of_run=True)
     c.add_argument('--out', help='folder of a run of find, or of a new run (default: none)')
     c.add_argument('--html', help='file for the page (default: inspector.html in the folder of --out, or here)')
@@ -112,7 +125,7 @@ def _add_inspect(sub):
 # %% ../nbs/06_cli.ipynb #b4b66d93
 def _add_certify(sub):
     c = _command(sub, 'certify', 'test a circuit; exit status 3 if it is not certified')
-    _add_task(c)
+    _add_task(c, n=None, task_seed=None)
     _add_settings(c, of_run=True)
     c.add_argument('--n_causal', type=int, default=10, help='pairs for patching')
     c.add_argument('--draws', type=int, default=100, help='draws of prompts, to see which heads are stable')
@@ -127,7 +140,8 @@ def _add_patch(sub):
     c = _command(sub, 'patch', "measure the effect of every head by patching; the task 'all' repeats the package's own")
     _add_task(c, n=40, task_seed=1000, batch_size=None)
     c.add_argument('--ablation', default='resample', help="what replaces a head's output: 'resample', 'mean' or 'zero'")
-    c.add_argument('--metric', default='logit_diff', help="'logit_diff', 'log_prob' or 'prob'")
+    c.add_argument('--metric', default='logit_diff', help="'logit_diff', 'log_prob', 'prob' or 'kl_div'")
+    _names(c, '--heads', 'patch only these heads, such as L20H0 (default: all)')
     c.add_argument('--effect', type=float, default=0.05, help='smallest effect of a head in the ground truth')
     c.add_argument('--edges', action='store_true', help='measure the edges between those heads too (try --effect 0.02)')
     c.add_argument('--out', help='file for the result: .safetensors, or .json for edges; a folder for the task all')

@@ -9,16 +9,26 @@ __all__ = ['COMMANDS', 'check_command', 'find_command', 'inspect_command', 'cert
 # %% ../nbs/05_commands.ipynb #3eb36530
 import contextlib
 from pathlib import Path
-from .core import InputError, check_writable, one_of, whole_file
+from .core import InputError, check_writable, load_json, one_of, whole_file
 
 # %% ../nbs/05_commands.ipynb #2355454c
 def _task(args):
     "Return the task that the arguments name."
     from circuit_sae.data.prompts import get_task
 
-    return get_task(
-        args.task, n=args.n, seed=args.task_seed, answer_token=args.answer_token, equal_length=not args.any_length
-    )
+    n, seed = _pairs(args)
+    return get_task(args.task, n=n, seed=seed, answer_token=args.answer_token, equal_length=not args.any_length)
+
+
+def _pairs(args):
+    "Return number and seed of the pairs: as given, else for inspect and certify as in the run of --out, else 250, 0."
+    saved = {}
+    reads_run = args.command in ('inspect', 'certify') and args.out
+    if reads_run and Path(args.out, 'circuit.json').is_file():
+        saved = load_json(Path(args.out, 'circuit.json')).get('task', {})
+    n = args.n or saved.get('n') or 250
+    seed = saved.get('seed') if args.task_seed is None else args.task_seed
+    return n, seed or 0
 
 # %% ../nbs/05_commands.ipynb #3031b6a4
 def _model(args, task=None):
@@ -46,6 +56,7 @@ def check_command(args) -> int:
 
 # %% ../nbs/05_commands.ipynb #90fa6dc9
 _OPTIONS = 'preset', 'n_train', 'seed', 'threshold', 'top_k', 'fdr', 'pool', 'score', 'n_flow'
+_OPTIONS += 'confirm', 'min_effect', 'confirm_pairs'
 
 
 def _given(args):
@@ -90,7 +101,8 @@ def _spent(timings, folder):
 # %% ../nbs/05_commands.ipynb #5b0e77a1
 def _repeated(args, *more):
     "Return the options --model, --n and others as they were given, to repeat them in a further command."
-    given = {name: getattr(args, name) for name in ('model', 'n', *more)}
+    names = ('model', *more) if 'out' in more and args.out else ('model', 'n', *more)
+    given = {name: getattr(args, name) for name in names}
     usual = dict(model='smollm2-135m', n=250, out=None)
     return ''.join(f' --{name} {value}' for name, value in given.items() if value != usual[name])
 
@@ -100,20 +112,29 @@ def find_command(args):
     from circuit_sae.find import FindSettings
 
     before = _saved(args)
-    _, found = _found(args, _task(args), FindSettings(**_given(args)))
+    model, found = _found(args, _task(args), FindSettings(**_given(args)))
     replaced = _replaced(before, _saved(args))
     if replaced:
         print(f'Replaced the circuit in {args.out}, which was found with {", ".join(replaced)}.\n')
-    print(found.behaviour, str(found.circuit).splitlines()[0], sep='\n\n')
+    print(found.behaviour, found.pairs_used(), str(found.circuit).splitlines()[0], sep='\n\n')
     print(found.circuit.table(max(args.rows, len(found.circuit) + 1)))
-    print(
-        '\nThese scores are attributions, not causal effects, and other prompts give a list that differs in part.'
-        f'\nMeasure the effect of every head:  circuit_sae patch {args.task}{_repeated(args)}'
-        f'\nTest the circuit:                  circuit_sae certify {args.task}{_repeated(args, "out")}\n'
-    )
+    print(f'\n{_explanation(args, found, model)}\n')
     print(_spent(found.timings, args.out))
     if args.out:
         print(f'wrote into {args.out}:', ', '.join(_draw(found, args.out)))
+
+# %% ../nbs/05_commands.ipynb #78e75299
+def _explanation(args, found, model):
+    "Return how the heads were chosen, what a certificate would say so far, and what to run next."
+    from circuit_sae.trust.certificate import preview
+
+    test = f'Test the circuit as a whole:    circuit_sae certify {args.task}{_repeated(args, "out")}'
+    if found.confirmation is not None:
+        return f'{found.confirmation.summary()}\n{preview(found, model)}\n{test}'
+    return (
+        'These scores are attributions, not causal effects, and other prompts give a list that differs in part.'
+        f'\nMeasure the effect of every head:  circuit_sae patch {args.task}{_repeated(args)}\n{test}'
+    )
 
 # %% ../nbs/05_commands.ipynb #0b6b2661
 def _draw(found, out):
@@ -126,7 +147,8 @@ def _draw(found, out):
     with whole_file(Path(out) / 'heads.png') as p:
         ax.figure.savefig(p, dpi=150)
     files = ['circuit.json', 'scores.csv', 'edges.csv', 'codes.csv', 'heads.png', 'acts.safetensors']
-    return files + ['flow.safetensors'] * (found.flow is not None) + ['sae.safetensors']
+    files += ['flow.safetensors'] * (found.flow is not None)
+    return files + ['effects.safetensors'] * (found.confirmation is not None) + ['sae.safetensors']
 
 # %% ../nbs/05_commands.ipynb #0b026693
 def _settings_of_run(args):
@@ -164,8 +186,9 @@ def inspect_command(args):
     inspector = inspect_circuit(found, model, _truth(args), args.batch_size)
     print(inspector)
     if inspector.truth is not None:
-        cut = inspector.at(inspector.circuit_threshold)
-        print(f'Circuit of {len(cut.heads)} heads: precision {cut.precision or 0:.3f}, recall {cut.recall:.3f}')
+        hits = sum(h in _truth(args) for h in found.circuit)
+        precision, recall = hits / max(1, len(found.circuit)), hits / len(_truth(args))
+        print(f'Circuit of {len(found.circuit)} heads: precision {precision:.3f}, recall {recall:.3f}')
     inspector.to_html(page, max_mb=args.max_mb)
     print(f'wrote {page} ({page.stat().st_size / 1e6:.2f} MB). Open it in a browser.')
 
@@ -198,19 +221,22 @@ def certify_command(args) -> int:
 # %% ../nbs/05_commands.ipynb #ba383748
 def patch_command(args):
     "Measure the effect of every head, or of the edges between the heads with an effect."
-    from circuit_sae.causal.patching import ABLATIONS, patch_heads
-    from circuit_sae.models.behaviour import get_metric
+    from circuit_sae.causal.patching import ABLATIONS, pair_metric, patch_heads
 
     one_of(args.ablation, ABLATIONS, 'ablation')
-    get_metric(args.metric)
+    pair_metric(args.metric)
     if args.task == 'all':
         return _patch_all(args)
     task = _task(args)
     model = _model(args, task)
     out = None if args.edges else args.out
-    effects = patch_heads(model, task, args.ablation, metric=args.metric, out=out, **_batch_size(args))
+    more = dict(heads=args.heads) | _batch_size(args)
+    effects = patch_heads(model, task, args.ablation, metric=args.metric, out=out, **more)
+    print(effects)
+    if args.heads:
+        return
     heads = effects.reference(args.effect)
-    print(effects, heads, sep='\n\n')
+    print(f'\n{heads}')
     if args.edges:
         _patch_edges(model, task, heads, args.out, args)
     if args.out:

@@ -14,7 +14,7 @@ from circuit_sae.data.tasks import Task
 from circuit_sae.find import find_circuit
 from circuit_sae.models.load import load_model
 from circuit_sae.trust.audit import AUDIT_STAGES, Audit, pairs_needed, prompts_sha256
-from circuit_sae.trust.certificate import Certificate, certify, load_certificate
+from circuit_sae.trust.certificate import Certificate, certify, load_certificate, preview
 from circuit_sae.truth.planted import plant
 
 BROKEN = dict(
@@ -106,6 +106,29 @@ def test_stages_about_codes_run_only_if_codes_chose_the_heads(good, found, by_co
         assert audit.by_codes and audit.by_flow == by_flow and audit.stages == list(AUDIT_STAGES)
     text = certify(by_codes, planted.model, stop=False, **QUICK).to_markdown()
     assert '## The autoencoder and its codes' in text and '| autoencoder' in text
+
+
+@pytest.mark.parametrize('family', ['induction', 'chain'])
+def test_what_find_returns_is_certified(family):
+    "The confirmed heads are the planted ones; the certificate uses the effects that chose them, and agrees with find."
+    p = plant(family, 2, n=40)
+    found = find_circuit(p.model, p.task, n_epochs=5, d_sae=50)
+    assert set(found.circuit) == set(p.truth)
+    said = preview(found, p.model)
+    assert said.startswith(f'Certificate so far: {len(found.circuit)} of {len(found.circuit)} heads have an effect')
+    cert = certify(found, p.model, n_draws=20, n_causal=5)
+    assert cert and not cert.not_run and list(cert.seconds) == ['behaviour', 'stability', 'causes']
+    assert all(h['effect'] == found[h['head']]['effect'] for h in cert.heads if h['in_circuit'])
+    assert cert.causes['heads_on'] == found.confirmation.n_used and cert.causes['fresh']
+
+
+def test_find_says_why_not():
+    "A task that the model cannot do: no head is named, and find gives the reason that the certificate gives."
+    p = plant('chain', 1, n=30)
+    found = find_circuit(p.model, Task('broken', BROKEN['cannot'](p.task.examples)), n_epochs=5, d_sae=50)
+    assert not len(found.circuit) and 'no behaviour to explain' in found.confirmation.summary()
+    cert = certify(found, p.model)
+    assert cert.fatal[0].message in preview(found, p.model)
 
 
 def test_heads_without_effect_are_refused(found, planted):
@@ -265,9 +288,9 @@ def test_command_refuses_with_status_3(model_folder, capsys):
     assert status == 3 and not cert and '# Not certified' in said.out and cert.settings['fdr'] == 0.05
     written = sorted(f.name for f in (model_folder / 'out').glob('certificate.*'))
     assert written == ['certificate.html', 'certificate.json', 'certificate.md']
-    status, _, again = command(model_folder, 'ioi', capsys, '--n', '20')  # reads the circuit in the folder
+    status, _, again = command(model_folder, 'ioi', capsys)  # reads the circuit in the folder, and its number of pairs
     assert status == 3 and again.run == cert.run and again.finding['activations'] is None
-    status, said, _ = command(model_folder, 'ioi', capsys, '--n', '20', '--preset', 'paper')
+    status, said, _ = command(model_folder, 'ioi', capsys, '--preset', 'paper')
     assert status == 2 and 'preset' in said.err
 
 

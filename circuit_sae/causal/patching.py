@@ -344,7 +344,7 @@ def measure_clean(
     effects.clean[self.pairs] = metric(self.bound, self.mid.logits, self.pairs, negative).cpu()
     effects.corrupted[self.pairs] = metric(self.bound, negative, self.pairs, negative).cpu()
 
-
+# %% ../../nbs/causal/00_patching.ipynb #90f58430
 @patch
 def measure_layer(
     self: PatchPasses,
@@ -385,7 +385,7 @@ def _patch_batches(effects, bound, batches, wanted, substitutes, positions, metr
             passes.measure_layer(effects, metric, layer, heads)
             yield layer
 
-
+# %% ../../nbs/causal/00_patching.ipynb #261a9e8c
 def _patch_all(effects, bound, batches, wanted, substitutes, positions, metric, out):
     "Measure what `effects` lacks; write it to `out` every five seconds."
     saved = time.monotonic()

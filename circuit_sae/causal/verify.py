@@ -9,11 +9,10 @@ __all__ = ['run_kept', 'head_sets', 'measure_sets', 'Verification', 'check_gap',
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .patching import ABLATIONS, Substitutes, effects_record
+from .patching import ABLATIONS, Substitutes, effects_record, pair_metric
 from ..core import InputError, all_heads, head_index, one_of, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
-from ..models.behaviour import get_metric
 from ..models.rerun import run_edited
 from ..stats import effect_size, share
 
@@ -78,13 +77,14 @@ def _to_numpy(x):
     return x.detach().float().cpu().numpy()
 
 
-def _measure_batch(bound, batch, keep, substitute, metric, rows):
+def _measure_batch(bound, batch, keep, passes, metric, rows):
     "Return the metric with each set, float32 [set, pair]; a pass has at most `rows` rows, but at least one set."
+    negative_logits, substitute = passes
     step = max(1, rows // len(batch.pairs))
     measured = []
     for k in range(0, len(keep), step):
         for logits in run_kept(bound.model, batch.positives, keep[k : k + step], substitute):
-            measured.append(_to_numpy(bound.measure(metric, logits, batch.pairs)))
+            measured.append(_to_numpy(metric(bound, logits, batch.pairs, negative_logits)))
     return np.stack(measured)
 
 # %% ../../nbs/causal/02_verify.ipynb #f8ad4c07
@@ -98,8 +98,8 @@ def _measure_ablations(bound, keep, ablations, metric, batch_size):
             substitutes = Substitutes(bound, ablation, batch_size)
             for batch in batches:
                 logits, z = substitutes(batch)
-                negative[batch.pairs] = _to_numpy(bound.measure(metric, logits, batch.pairs))
-                out[i][:, batch.pairs] = _measure_batch(bound, batch, keep, z, metric, batch_size)
+                negative[batch.pairs] = _to_numpy(metric(bound, logits, batch.pairs, logits))
+                out[i][:, batch.pairs] = _measure_batch(bound, batch, keep, (logits, z), metric, batch_size)
                 bar.update()
     return out, negative
 
@@ -108,15 +108,15 @@ def measure_sets(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task, with prompts of equal length in a pair; leave it out if `model` is a `BoundTask`
     sets=(),  # The heads that are not ablated, bool [set, n_layers * n_heads]
-    ablations=('mean',),  # How the others are ablated: one or several of 'mean', 'resample', 'zero'
-    metric='logit_diff',  # A key of `METRICS`, or a function of (logits [batch, d_vocab], answers, wrong answers)
+    ablations=('resample',),  # How the others are ablated: one or several of 'mean', 'resample', 'zero'
+    metric='logit_diff',  # A key of `METRICS`, 'kl_div', or a function of (logits, answers, wrong answers)
     batch_size: int = 128,  # Pairs in a batch; a smaller batch runs with several sets in one pass
 ) -> tuple:  # (metric on positives, float32 [ablation, set, pair]; on negatives without ablation, float32 [pair])
     "Measure the positives once with each set of heads and each ablation."
     bound = bind_task(model, task)
-    check_pairs(bound)
+    check_pairs(bound, answers=metric != 'kl_div')
     keep = np.asarray(sets, dtype=bool).reshape(-1, bound.model.cfg.n_layers, bound.model.cfg.n_heads)
-    return _measure_ablations(bound, keep, ablations, get_metric(metric), batch_size)
+    return _measure_ablations(bound, keep, ablations, pair_metric(metric), batch_size)
 
 # %% ../../nbs/causal/02_verify.ipynb #846b7415
 class Verification:
@@ -254,8 +254,8 @@ def verify_circuit(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task, with prompts of equal length in a pair; leave it out if `model` is a `BoundTask`
     circuit=(),  # Heads in any spelling: a `Circuit`, a `Reference` or a list
-    ablation='mean',  # How the other heads are ablated: 'mean', 'resample', 'zero', or a list of these
-    metric='logit_diff',  # A key of `METRICS`, or a function of (logits [batch, d_vocab], answers, wrong answers)
+    ablation='resample',  # How the other heads are ablated: 'mean', 'resample', 'zero', or a list of these
+    metric='logit_diff',  # A key of `METRICS`, 'kl_div', or a function of (logits, answers, wrong answers)
     n_random: int = 20,  # Random circuits
     n_subsets: int = 10,  # Random subsets of the circuit to ablate
     seed: int = 0,  # Seed of both

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AUDIT_STAGES', 'STAGE_TITLES', 'Reason', 'percent', 'name_heads', 'AuditSettings', 'Audit', 'pairs_needed',
-           'prompts_sha256', 'has_effect']
+           'prompts_sha256', 'has_effect', 'known_effects']
 
 # %% ../../nbs/trust/03_audit.ipynb #db366429
 import hashlib
@@ -34,7 +34,7 @@ from ..models.load import load_model, model_identity
 from ..score.association import node_association
 from ..stats import share
 from .diversity import diversity
-from .stability import stability, stability_of_flow
+from .stability import stability, stability_of_effects, stability_of_flow
 from ..truth.references import truth_mask
 
 # %% ../../nbs/trust/03_audit.ipynb #09d56a56
@@ -92,7 +92,7 @@ class AuditSettings:
         self.seeds = list(self.seeds)
         check_choice(fdr=self.fdr)
         one_of(self.ablation, ABLATIONS, 'ablation')
-        one_of(self.metric, METRICS, 'metric')
+        one_of(self.metric, [*METRICS, 'kl_div'], 'metric')
         _check_counts(self)
 
 # %% ../../nbs/trust/03_audit.ipynb #4f132901
@@ -123,9 +123,16 @@ def _check_model(found, model):
         )
 
 # %% ../../nbs/trust/03_audit.ipynb #eb9d09f4
+def _chosen_by_effect(found, circuit):
+    "Return whether the circuit is the one that was chosen by its effects."
+    return found.confirmation is not None and circuit is found.circuit
+
+
 def _shown_heads(found, circuit):
-    "Return the heads of the circuit and the next five by score."
+    "Return the heads of the circuit and the next five by score; chosen by effect, only heads that were patched."
     others = [h for h, _ in found.nodes.ranked() if h not in circuit]
+    if _chosen_by_effect(found, circuit):
+        others = [h for h in others if found.confirmation.patched[found.confirmation.index(h)]]
     return [*circuit, *others[:5]]
 
 # %% ../../nbs/trust/03_audit.ipynb #b2f7e9b8
@@ -165,14 +172,24 @@ class Audit:
 
 # %% ../../nbs/trust/03_audit.ipynb #d68efc26
 @patch(as_prop=True)
+def by_effect(self: Audit) -> bool:
+    "Return whether the heads were chosen by their effects."
+    return _chosen_by_effect(self.found, self.circuit)
+
+
+@patch(as_prop=True)
 def by_codes(self: Audit) -> bool:
     "Return whether codes chose the heads: unique codes, a false discovery rate, or there is no flow."
+    if self.by_effect:
+        return False
     return not self.by_flow or bool(self.circuit.settings.get('fdr'))
 
 
 @patch(as_prop=True)
 def by_flow(self: Audit) -> bool:
     "Return whether flow ranks the heads; heads given as a list are ranked by the flow if there is one."
+    if self.by_effect:
+        return False
     return self.found.flow is not None and self.circuit.settings.get('score') != 'unique codes'
 
 # %% ../../nbs/trust/03_audit.ipynb #30860949
@@ -328,8 +345,10 @@ def _training(sae):
 
 
 def _draw_again(a):
-    "Return the `Stability` of the circuit: by flow, or with newly trained autoencoders."
+    "Return the `Stability` of the circuit: by effect, by flow, or with newly trained autoencoders."
     n_draws = a.settings.n_draws
+    if a.by_effect:
+        return stability_of_effects(a.found.confirmation, a.circuit, n_draws=n_draws)
     if a.by_flow:
         return stability_of_flow(a.found.flow, a.circuit, n_draws=n_draws)
     seeds, training = a.settings.seeds, _training(a.found.sae)
@@ -342,7 +361,7 @@ def _stability(a):
     a.columns.update(inclusion=s.inclusion, low=s.low, high=s.high, kind=s.kind)
     similar = dict(jaccard=s.jaccard, rank_correlation=s.rank_correlation)
     a.record['stability'] = s.settings | similar | dict(says=f'{s.design} {s.similarity}')
-    over = 'draws of prompts' if a.by_flow else 'draws of prompts and seeds of the autoencoder'
+    over = 'draws of prompts and seeds of the autoencoder' if a.by_codes else 'draws of prompts'
     others = [h for h in a.circuit if s.kind[a.index(h)] != 'stable']
     k = len(a.circuit)
     if not others:
@@ -368,7 +387,7 @@ def _head_sets(a):
     "Return the sets of heads that stay unpatched, by kind: bool [set, head]."
     sets = head_sets(a.mask, a.model.cfg.n_heads, a.settings.n_random, 1, a.settings.seed)
     random = sets['random'][(sets['random'] != a.mask).any(1)]  # without the circuit itself
-    shown = [a.index(h) for h in a.shown]
+    shown = [] if a.by_effect else [a.index(h) for h in a.shown]
     fixed = {kind: sets[kind] for kind in ('all', 'none', 'circuit', 'rest')}
     return fixed | dict(random=random, without=~random, one=~np.eye(a.n, dtype=bool)[shown])
 
@@ -409,23 +428,43 @@ def _set_effects(m, n_heads):
         least_effect=1 / n_heads,
     )
 
+# %% ../../nbs/trust/03_audit.ipynb #d5ad2095
+def _store_effects(a, effect, se):
+    "Keep the effects of the shown heads as columns."
+    for name, values in dict(effect=effect, effect_se=se).items():
+        a.columns[name] = np.full(a.n, np.nan)
+        a.columns[name][[a.index(h) for h in a.shown]] = values
+
+
+def known_effects(
+    a,  # `Audit` of a circuit that was chosen by its effects
+) -> list:  # `Reason`s
+    "Judge the heads by the effects that chose them; this needs no forward pass."
+    c = a.found.confirmation
+    shown = [a.index(h) for h in a.shown]
+    _store_effects(a, c.effect[shown], c.se[shown])
+    return list(_judge_heads(a, c.effect[shown], c.se[shown]))
+
 # %% ../../nbs/trust/03_audit.ipynb #30c63557
 def _effects(a):
     "Return the reasons of stage 5."
     m, negative = _measure(a)
-    effect, se = share(m['all'] - m['one'], m['all'] - negative)
-    for name, values in dict(effect=effect, effect_se=se).items():
-        a.columns[name] = np.full(a.n, np.nan)
-        a.columns[name][[a.index(h) for h in a.shown]] = values
+    if a.by_effect:
+        reasons = known_effects(a)
+    else:
+        effect, se = share(m['all'] - m['one'], m['all'] - negative)
+        _store_effects(a, effect, se)
+        reasons = list(_judge_heads(a, effect, se))
     made_from = dict(
         ablation=a.settings.ablation,
         metric=a.settings.metric,
         n_pairs=len(negative),
         seed=a.patched.seed,
         fresh=a.patched.seed != a.found.task.seed,
+        heads_on=a.found.confirmation.n_used if a.by_effect else None,
     )
     a.record['causes'] = made_from | _set_effects(m, a.n)
-    return [*_judge_heads(a, effect, se), *_judge_sets(a.record['causes'])]
+    return [*reasons, *_judge_sets(a.record['causes'])]
 
 # %% ../../nbs/trust/03_audit.ipynb #563a3160
 def _judge_heads(a, effect, se):
@@ -521,6 +560,15 @@ def run_all(
         impossible = self.hollow and name in ('stability', 'causes')
         if not impossible and not (stop and self.fatal):
             self.run(name)
+
+# %% ../../nbs/trust/03_audit.ipynb #f387ffa6
+@patch
+def run_known(self: Audit):
+    "Run what needs no forward pass: behaviour, and for heads chosen by effect their stability and their effects."
+    self.run('behaviour')
+    if self.by_effect and not self.hollow and not self.fatal:
+        self.run('stability')
+        self.reasons += known_effects(self)
 
 # %% ../../nbs/trust/03_audit.ipynb #9425dd2d
 @patch

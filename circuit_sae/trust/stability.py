@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['seed_correlation', 'Estimate', 'Agreement', 'agreement', 'DrawSettings', 'Stability', 'stability_of_codes',
-           'stability', 'stability_of_flow']
+           'stability', 'stability_of_flow', 'stability_of_effects']
 
 # %% ../../nbs/trust/02_stability.ipynb #513a8e12
 import inspect
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
+from ..causal.confirm import choose_heads, effects_by_pairs
 from ..circuit import check_choice
 from ..codes.sae import encode_acts
 from ..codes.train import train_sae
@@ -231,12 +232,14 @@ def design(self: Stability) -> str:
     "Return how the draws were made and how a circuit was chosen in each, as one sentence."
     s = self.settings
     groups = '' if s['n_groups'] == s['n_pairs'] else f' with {s["n_groups"]} wordings'
-    if s.get('flow'):
+    if s.get('flow') or s.get('min_effect'):
         over = ''
     else:
         over = f' over {len(s["seeds"])} SAEs (as informative as {self.n_effective:.0f} independent draws)'
     score = 'flow' if s.get('flow') else 'unique codes'
     chosen = f'all heads with q ≤ {s["fdr"]:g}' if s['fdr'] else f'the {s["k"]} best heads by {score}'
+    if s.get('min_effect'):
+        chosen = f'all heads with a significant effect of at least {s["min_effect"]:.0%}'
     return f'{s["n_draws"]} {s["resample"]} draws of {s["n_pairs"]} pairs{groups}{over}; each draw chooses {chosen}.'
 
 # %% ../../nbs/trust/02_stability.ipynb #42500c67
@@ -255,7 +258,8 @@ def verdict(self: Stability) -> str:
 def similarity(self: Stability) -> str:
     "Return how similar two draws are, as one sentence."
     both = self.jaccard, self.rank_correlation
-    jaccard, rank = (x.within for x in both) if self.settings.get('flow') else both
+    without_sae = self.settings.get('flow') or self.settings.get('min_effect')
+    jaccard, rank = (x.within for x in both) if without_sae else both
     return f'Two draws: Jaccard index of circuits {jaccard}; rank correlation of scores {rank}.'
 
 # %% ../../nbs/trust/02_stability.ipynb #8f36ef73
@@ -282,7 +286,8 @@ def table(
 def notes(self: Stability) -> list:
     "Return warnings: a single SAE, and heads of the circuit that are not stable."
     notes = []
-    if len(self.settings['seeds']) == 1 and not self.settings.get('flow'):
+    without_sae = self.settings.get('flow') or self.settings.get('min_effect')
+    if len(self.settings['seeds']) == 1 and not without_sae:
         notes.append('! One SAE: the effect of its seed is unknown and the intervals are too narrow. Give more seeds.')
     lost = [str(h) for h in self.circuit if h not in self.stable]
     if lost:
@@ -494,3 +499,29 @@ def stability_of_flow(
     scores = np.stack([np.median(size[drawn], 0) for drawn in pairs.T])
     record = draw.record(len(size)) | dict(k=k, fdr=None, n_perm=None, n_heads=flow.n_heads, flow=True, seeds=[0])
     return _compare(scores[None], top_weights(scores, k)[None], record, circuit)
+
+# %% ../../nbs/trust/02_stability.ipynb #23dd59a2
+def _choose_again(confirmation, rows):
+    "Return the sizes of the effects and the chosen heads on these pairs, which may repeat; float [head] each."
+    e, s = confirmation.effects, confirmation.settings
+    effect, se, n = effects_by_pairs(e.patched[rows], e.clean[rows], e.corrupted[rows])
+    chosen, _ = choose_heads(effect, se, n, s.min_effect, s.fdr)
+    return np.abs(np.nan_to_num(effect)), chosen.astype(float)
+
+# %% ../../nbs/trust/02_stability.ipynb #28d73eb2
+def stability_of_effects(
+    confirmation,  # `Confirmation`
+    circuit=None,  # The `Circuit` or heads in question; default: the confirmed heads
+    **kwargs,  # Fields of `DrawSettings`; not `k` or `fdr`
+) -> Stability:  # Raises `InputError` if no head was patched
+    "Choose a circuit by effect, with the rule of `confirm_heads`, in each of many draws of the patched pairs."
+    draw = DrawSettings(**kwargs)
+    used = np.flatnonzero(np.isfinite(confirmation.effects.clean))
+    if not confirmation.patched.any():
+        raise InputError(f'no head was patched: {confirmation.problem}', code='no-effects')
+    pairs = draw_pairs(len(used), draw.n_draws, draw.resample, draw.by, draw.seed)
+    scores, chosen = zip(*(_choose_again(confirmation, used[drawn]) for drawn in pairs.T))
+    record = draw.record(len(used)) | dict(k=None, fdr=None, n_perm=None, n_heads=confirmation.n_heads, seeds=[0])
+    record['min_effect'] = confirmation.settings.min_effect
+    circuit = confirmation.circuit_heads() if circuit is None else circuit
+    return _compare(np.stack(scores)[None], np.stack(chosen)[None], record, circuit)
