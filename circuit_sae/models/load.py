@@ -26,7 +26,7 @@ from ..core import InputError, fingerprint, one_of
 from ..data.prompts import tiny_tokenizer
 from .adapters import merge_adapter
 from .folders import adapter_base, check_config, check_name, has_tokenizer, similar_folders
-from .weights import smollm2_folder
+from .weights import registry_folder
 
 # %% ../../nbs/models/01_load.ipynb #fe673c56
 class KnownModel(NamedTuple):
@@ -36,10 +36,13 @@ class KnownModel(NamedTuple):
     legacy: bool  # Load it in legacy numerics?
     about: str  # One line
 
-
+# %% ../../nbs/models/01_load.ipynb #b6a13e4a
 MODELS = {
     'smollm2-135m': KnownModel(
         'wheel', False, 'SmolLM2-135M-Instruct, 30 layers x 9 heads, from a package registry; the default'
+    ),
+    'gemma3-270m': KnownModel(
+        'wheel', False, 'Gemma 3 270M, 18 layers x 4 heads, from a package registry; under the Gemma terms of use'
     ),
     'gpt2': KnownModel('gpt2', True, 'GPT-2 small, 12 x 12; the published IOI and greater-than circuits'),
     'gpt2-medium': KnownModel('gpt2-medium', True, 'GPT-2 medium, 24 x 16'),
@@ -378,7 +381,7 @@ def _resolve(name):
     "Return the folder or hub name of a model, and the folder of its adapter or None."
     if name in MODELS:
         where = MODELS[name].where
-        return (str(smollm2_folder()) if where == 'wheel' else where), None
+        return (str(registry_folder(name)) if where == 'wheel' else where), None
     folder = check_name(name)
     if folder is None:
         name = str(name)
