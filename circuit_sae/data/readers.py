@@ -97,6 +97,7 @@ def _read_answers(value, where):
         value = value.split('|')
     elif not isinstance(value, (list, tuple)):
         value = [value]
+    value = list(map(_plain_value, value))
     for v in value:
         if not isinstance(v, (str, int)) or isinstance(v, bool):
             raise InputError(
@@ -400,6 +401,11 @@ def _rows_of(data):
         if hasattr(data, method) and not _is_dataset(data):  # pyarrow, polars, pandas
             data = getattr(data, method)(*arguments)
             break
+    if not hasattr(data, '__iter__') and not hasattr(data, '__getitem__'):
+        raise InputError(
+            f'expected a file, a data frame, a dataset, a dict of lists or a list of pairs, got {type(data).__name__}.',
+            code='not-a-table',
+        )
     return [(row._asdict() if isinstance(row, Example) else row, f'row {i}') for i, row in enumerate(data)]
 
 # %% ../../nbs/data/00_readers.ipynb #aadb8f19
