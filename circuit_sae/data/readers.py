@@ -414,11 +414,11 @@ class Table(NamedTuple):
 
     examples: list  # `Example`s
     places: list  # The place of each, such as "'pairs.csv' line 2"
-    note: str  # What was assumed: delimiter and names of columns; '' if nothing
+    note: str  # Assumptions about delimiter and names of columns; '' if there are none
 
 
 def _note(columns, remark):
-    "Return what was assumed about a table in one line."
+    "Return the assumptions about a table in one line."
     renamed = []
     for field, column in columns.items():
         ids = ' (token ids)' if _plain_name(column) in TOKEN_COLUMNS.get(field, ()) else ''
