@@ -247,7 +247,7 @@ def _json_rows(text, value, path):
     return [(row, f"'{path}' line {line}") for row, line in zip(value, lines, strict=True)]
 
 # %% ../../nbs/data/00_readers.ipynb #7f2c2f78
-def _read_json(path):
+def _read_json(path, given=None):
     "Return the rows of a JSON file, a list or one object a line, and the name of the line of each."
     text = _read_text(path)
     try:
@@ -330,7 +330,7 @@ def _arrow_rows(path):
         raise InputError(f"'{path}' cannot be read: {e}. Write it again.", code='unreadable-file') from e
 
 
-def _read_arrow(path):
+def _read_arrow(path, given=None):
     "Return the rows of a Parquet or Arrow file with their numbers."
     return [(row, f"'{path}' row {i}") for i, row in enumerate(_arrow_rows(path))], ''
 
@@ -370,8 +370,7 @@ def _read_file(path, given):
         return rows, ''
     if not path.is_file():
         raise InputError(f"there is no file '{path}'.", code='no-file')
-    read = _READERS[one_of(path.suffix.lower(), _READERS, 'kind of task file')]
-    return read(path, given) if read is _read_csv else read(path)
+    return _READERS[one_of(path.suffix.lower(), _READERS, 'kind of task file')](path, given)
 
 # %% ../../nbs/data/00_readers.ipynb #aa394d3e
 def _split_columns(lists):

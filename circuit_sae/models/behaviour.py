@@ -376,7 +376,7 @@ def problems(self: Behaviour) -> list:  # `Lint`s; empty if the model can do the
 # %% ../../nbs/models/05_behaviour.ipynb #0d074d70
 @patch
 def notes(self: Behaviour) -> list:  # `Lint`s that are no faults
-    "Return what a reader of the circuit must know about the negatives."
+    "Return remarks on the negatives that a reader of the circuit needs."
     if not self.has_answers:
         return []
     positive, negative = (s['logit_diff'] for s in self.summary().values())
