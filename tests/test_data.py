@@ -209,6 +209,8 @@ def test_values_that_are_missing():
     frame.loc[1, 'negative'] = None
     assert 'row 1: no value for negative' in refused('missing-column', frame)
     assert read_examples([dict(positive='A', negative='B', answer=None, wrong=float('nan'))]) == [Example('A', 'B')]
+    ids = dict(answer=[np.int64(3)], wrong=np.array([4, 5]))
+    assert read_examples([dict(positive='A', negative='B', **ids)]) == [Example('A', 'B', (3,), (4, 5))]
     for answer in True, 1.5, ['', ' a'], [[1]], dict(a=1):
         with pytest.raises(InputError):
             read_examples([dict(positive='A', negative='B', answer=answer, wrong=' b')])

@@ -97,6 +97,7 @@ def _read_answers(value, where):
         value = value.split('|')
     elif not isinstance(value, (list, tuple)):
         value = [value]
+    value = list(map(_plain_value, value))
     for v in value:
         if not isinstance(v, (str, int)) or isinstance(v, bool):
             raise InputError(
@@ -246,7 +247,7 @@ def _json_rows(text, value, path):
     return [(row, f"'{path}' line {line}") for row, line in zip(value, lines, strict=True)]
 
 # %% ../../nbs/data/00_readers.ipynb #7f2c2f78
-def _read_json(path):
+def _read_json(path, given=None):
     "Return the rows of a JSON file, a list or one object a line, and the name of the line of each."
     text = _read_text(path)
     try:
@@ -329,7 +330,7 @@ def _arrow_rows(path):
         raise InputError(f"'{path}' cannot be read: {e}. Write it again.", code='unreadable-file') from e
 
 
-def _read_arrow(path):
+def _read_arrow(path, given=None):
     "Return the rows of a Parquet or Arrow file with their numbers."
     return [(row, f"'{path}' row {i}") for i, row in enumerate(_arrow_rows(path))], ''
 
@@ -369,8 +370,7 @@ def _read_file(path, given):
         return rows, ''
     if not path.is_file():
         raise InputError(f"there is no file '{path}'.", code='no-file')
-    read = _READERS[one_of(path.suffix.lower(), _READERS, 'kind of task file')]
-    return read(path, given) if read is _read_csv else read(path)
+    return _READERS[one_of(path.suffix.lower(), _READERS, 'kind of task file')](path, given)
 
 # %% ../../nbs/data/00_readers.ipynb #aa394d3e
 def _split_columns(lists):
@@ -400,6 +400,11 @@ def _rows_of(data):
         if hasattr(data, method) and not _is_dataset(data):  # pyarrow, polars, pandas
             data = getattr(data, method)(*arguments)
             break
+    if not hasattr(data, '__iter__') and not hasattr(data, '__getitem__'):
+        raise InputError(
+            f'expected a file, a data frame, a dataset, a dict of lists or a list of pairs, got {type(data).__name__}.',
+            code='not-a-table',
+        )
     return [(row._asdict() if isinstance(row, Example) else row, f'row {i}') for i, row in enumerate(data)]
 
 # %% ../../nbs/data/00_readers.ipynb #aadb8f19
@@ -408,11 +413,11 @@ class Table(NamedTuple):
 
     examples: list  # `Example`s
     places: list  # The place of each, such as "'pairs.csv' line 2"
-    note: str  # What was assumed: delimiter and names of columns; '' if nothing
+    note: str  # Assumptions about delimiter and names of columns; '' if there are none
 
 
 def _note(columns, remark):
-    "Return what was assumed about a table in one line."
+    "Return the assumptions about a table in one line."
     renamed = []
     for field, column in columns.items():
         ids = ' (token ids)' if _plain_name(column) in TOKEN_COLUMNS.get(field, ()) else ''

@@ -99,23 +99,23 @@ def _lint_variety(examples):
 
 # %% ../../nbs/models/05_behaviour.ipynb #ae337179
 def _bad_space(prompt, answer):
-    "Return whether a word lacks the space that must precede it, or has one after a space or line break."
-    if not isinstance(answer, str):
+    "Return whether a word lacks the space that must precede it, or has one after a line break."
+    if not isinstance(answer, str) or prompt.endswith(' '):
         return False
-    if prompt.endswith((' ', '\n')):
+    if prompt.endswith('\n'):
         return answer.startswith(' ')
     return not answer.startswith(' ') and answer[0].isalpha()
 
-
+# %% ../../nbs/models/05_behaviour.ipynb #d803d343
 def _lint_spaces(examples, encoder):
-    "Return a `Lint` for answers without a leading space, or with one too many."
+    "Return a `Lint` for answers without a leading space, or with one after a line break."
     texts = [encoder.text(e.positive) for e in examples]
     bad = sum(_bad_space(text, a) for text, e in zip(texts, examples) for a in e.answer)
     if not bad:
         return []
     end = texts[0][-12:]
-    if end[-1].isspace():
-        message = f'{bad} answers begin with a space, and so they follow {end!r} with a space too many.'
+    if end.endswith('\n'):
+        message = f'{bad} answers begin with a space, but they follow {end!r}. Leave the space out.'
     else:
         message = f"{bad} answers have no leading space. After {end!r} most tokenizers expect ' word'."
     return [Lint('space', message)]
@@ -376,7 +376,7 @@ def problems(self: Behaviour) -> list:  # `Lint`s; empty if the model can do the
 # %% ../../nbs/models/05_behaviour.ipynb #0d074d70
 @patch
 def notes(self: Behaviour) -> list:  # `Lint`s that are no faults
-    "Return what a reader of the circuit must know about the negatives."
+    "Return remarks on the negatives that a reader of the circuit needs."
     if not self.has_answers:
         return []
     positive, negative = (s['logit_diff'] for s in self.summary().values())
