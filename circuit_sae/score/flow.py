@@ -58,7 +58,7 @@ class _LayerNorms(NamedTuple):
     q: Norm
     k: Norm
 
-# %% ../../nbs/score/01_flow.ipynb #dbe1b52b
+# %% ../../nbs/score/01_flow.ipynb #32442eab
 def _width(norm, d_head):
     "Return the shape of the vectors that a norm of queries or keys normalises."
     weight = getattr(norm.original_component, 'weight', None)
@@ -75,7 +75,7 @@ def _layer_norms(block, d_model, d_head, device):
     widths = [None if norm is None else _width(norm, d_head) for norm in of_queries]
     return _LayerNorms(*measured, *(n if n is None else measure_norm(n, w, device) for n, w in zip(of_queries, widths)))
 
-# %% ../../nbs/score/01_flow.ipynb #2e52e294
+# %% ../../nbs/score/01_flow.ipynb #f929c632
 _ROUTERS = 'MixtralTopKRouter', 'Qwen3MoeTopKRouter', 'OlmoeTopKRouter'  # a softmax, and the largest few
 
 
@@ -84,7 +84,7 @@ def _is_mixture(mlp):
     router = getattr(getattr(mlp, 'gate', None), 'original_component', None)
     return type(router).__name__ in _ROUTERS
 
-# %% ../../nbs/score/01_flow.ipynb #46a108a7
+# %% ../../nbs/score/01_flow.ipynb #360d0382
 def _activation(mlp):
     "Return the activation function of an MLP, or None if it has none with a usual name."
     module = mlp.original_component
@@ -94,7 +94,7 @@ def _activation(mlp):
         if callable(function):
             return function
 
-# %% ../../nbs/score/01_flow.ipynb #87524be8
+# %% ../../nbs/score/01_flow.ipynb #19703639
 def _score_scale(attn, d_head):
     "Return the factor of the attention scores, mostly 1 / sqrt(d_head)."
     module = attn.original_component
@@ -109,16 +109,16 @@ def _score_scale(attn, d_head):
         scale = d_head**-0.5 / (module.layer_idx + 1)
     return scale
 
-# %% ../../nbs/score/01_flow.ipynb #c102024d
-def _rotary_table(attn):
+# %% ../../nbs/score/01_flow.ipynb #0f14690d
+def _rotary_table(attn, device='cpu'):
     "Return the `Rotation` of an attention module that has a table of its own, or None."
     module = attn.original_component
     if torch.is_tensor(getattr(module, 'embed_positions', None)):  # GPT-J and CodeGen
-        sin, cos = module.embed_positions.float().chunk(2, -1)
+        sin, cos = module.embed_positions.float().to(device).chunk(2, -1)
         return Rotation(cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1), True)
     rotary = getattr(module, 'rotary', None)
     if rotary is not None and hasattr(rotary, 'cos_cached'):  # native to TransformerLens
-        return Rotation(rotary.cos_cached.float(), rotary.sin_cached.float(), True)
+        return Rotation(rotary.cos_cached.float().to(device), rotary.sin_cached.float().to(device), True)
 
 
 def _hooked_rotation(cfg, cos, sin):
@@ -129,7 +129,7 @@ def _hooked_rotation(cfg, cos, sin):
         cos, sin = (t.chunk(2, -1)[0].repeat_interleave(2, -1) for t in (cos, sin))
     return Rotation(cos, sin, neighbours or bool(getattr(cfg, 'rotary_interleaved_cos_sin', False)))
 
-# %% ../../nbs/score/01_flow.ipynb #b7016309
+# %% ../../nbs/score/01_flow.ipynb #3db23267
 class _Layer(NamedTuple):
     "Hold what the rules need to know of one layer besides its activations."
 
@@ -142,7 +142,7 @@ class _Layer(NamedTuple):
     sink: bool  # Has the softmax an entry with a constant score?
     write_scale: float  # Constant that multiplies what attention and MLP write (Granite)
 
-# %% ../../nbs/score/01_flow.ipynb #4f0fee5d
+# %% ../../nbs/score/01_flow.ipynb #9066a142
 def _describe_layer(model, layer, device):
     "Return the `_Layer` of one layer."
     block, cfg = model.blocks[layer], model.cfg
@@ -179,7 +179,7 @@ CACHED_SITES = dict(
     mlp_out='ln2_post.hook_in',
 )
 
-# %% ../../nbs/score/01_flow.ipynb #882d4ae8
+# %% ../../nbs/score/01_flow.ipynb #e2385203
 class _LayerCache:
     "Keep what the rules need of one layer's activations; a method for each site of `CACHED_SITES`."
 
@@ -206,7 +206,7 @@ class _LayerCache:
         "Return queries, keys or values as [2 pairs, position, head, d_head]."
         return x.reshape(*x.shape[:2], -1, self.d_head)
 
-# %% ../../nbs/score/01_flow.ipynb #ecef78f0
+# %% ../../nbs/score/01_flow.ipynb #b4c46832
 @patch
 def resid(self: _LayerCache, x):
     "Keep the input of the norm before attention, in a parallel block also of the norm before the MLP."
@@ -219,7 +219,7 @@ def resid(self: _LayerCache, x):
         self.mlp_in = norm_input(x, self.norms.before_mlp)
         self.d_mlp_in = self.d_resid
 
-# %% ../../nbs/score/01_flow.ipynb #f24b0977
+# %% ../../nbs/score/01_flow.ipynb #200e7e24
 @patch
 def mid(self: _LayerCache, x):
     "Keep the input of the norm before the MLP, and its difference."
@@ -234,7 +234,7 @@ def mlp_out(self: _LayerCache, x):
     "Keep the input of the norm after the MLP."
     self.after_mlp = norm_input(self.late(x), self.norms.after_mlp)
 
-# %% ../../nbs/score/01_flow.ipynb #ebed8c59
+# %% ../../nbs/score/01_flow.ipynb #4fdc171a
 @patch
 def z(self: _LayerCache, x):
     "Keep the difference of `z`."
@@ -246,13 +246,13 @@ def attn_out(self: _LayerCache, x):
     "Keep the input of the norm after attention."
     self.after_attn = norm_input(self.late(x), self.norms.after_attn)
 
-# %% ../../nbs/score/01_flow.ipynb #a24c11d9
+# %% ../../nbs/score/01_flow.ipynb #eeb0390c
 def _norm_width(x, norm):
     "Return queries or keys [pair, position, head, d_head] in the shape that their norm takes."
     wide = norm.gain.ndim == 1 and len(norm.gain) != x.shape[-1]
     return x.flatten(2) if wide else x
 
-# %% ../../nbs/score/01_flow.ipynb #b088cada
+# %% ../../nbs/score/01_flow.ipynb #35888eaf
 @patch
 def q(self: _LayerCache, x):
     "Keep the mean queries, or the input of their norm."
@@ -271,13 +271,13 @@ def k(self: _LayerCache, x):
     else:
         self.k_in = norm_input(_norm_width(self.per_head(self.late(x)), self.norms.k), self.norms.k)
 
-# %% ../../nbs/score/01_flow.ipynb #26b4ccde
+# %% ../../nbs/score/01_flow.ipynb #8613d2b6
 @patch
 def v(self: _LayerCache, x):
     "Keep the mean values at all positions."
     self.v_mean = pair_mean(self.per_head(x.float()))
 
-# %% ../../nbs/score/01_flow.ipynb #9369dde8
+# %% ../../nbs/score/01_flow.ipynb #6dd77e40
 def _position_first(x, d_head):
     "Return normed queries or keys as [2 pairs, position, head, d_head]; hooks show the heads first or flattened."
     return x.transpose(1, 2) if x.ndim == 4 else x.reshape(*x.shape[:2], -1, d_head)
@@ -296,7 +296,7 @@ def k_normed(self: _LayerCache, x):
     if self.norms.k is not None:
         self.k_mean = pair_mean(_position_first(x, self.d_head).float())
 
-# %% ../../nbs/score/01_flow.ipynb #b6836392
+# %% ../../nbs/score/01_flow.ipynb #d9bd927c
 @patch
 def cos(self: _LayerCache, x):
     "Keep the cosines of the rotary embedding."
@@ -321,7 +321,7 @@ def pattern(self: _LayerCache, x):
     "Keep means and logarithmic means of the attention."
     self.attention = attention_input(x[:, :, self.start :].float(), self.layer.sink)
 
-# %% ../../nbs/score/01_flow.ipynb #a070b025
+# %% ../../nbs/score/01_flow.ipynb #4ff831fd
 @patch
 def pre(self: _LayerCache, x):
     "Keep the input of the activation function until the neurons are complete."
@@ -342,7 +342,7 @@ def post(self: _LayerCache, x):
     self.slopes = mlp_slopes(self.layer.activation, self.pre_value, self.linear_value)
     del self.pre_value, self.linear_value
 
-# %% ../../nbs/score/01_flow.ipynb #c73f002b
+# %% ../../nbs/score/01_flow.ipynb #21da968b
 @patch
 def head_inputs(
     self: _LayerCache,
@@ -393,7 +393,7 @@ def _refuse(layer, what):
         code='unsupported-layer',
     )
 
-# %% ../../nbs/score/01_flow.ipynb #b817b35b
+# %% ../../nbs/score/01_flow.ipynb #a3472408
 def _missing_hook(model, layer):
     "Return what a layer lacks, or None."
     block = model.blocks[layer]
@@ -405,7 +405,7 @@ def _missing_hook(model, layer):
             part = block.mlp if name.startswith('mlp') else block.attn
             return f"a {type(part).__name__} without '{name}'"
 
-# %% ../../nbs/score/01_flow.ipynb #8a2e6d1e
+# %% ../../nbs/score/01_flow.ipynb #a49cd0c2
 def _unknown_attention(model, layer):
     "Return what the attention of a layer does that has no rule, or None."
     attn, cfg = model.blocks[layer].attn, model.cfg
@@ -425,7 +425,7 @@ def _unknown_attention(model, layer):
     }
     return next((what for what, yes in has.items() if yes), None)
 
-# %% ../../nbs/score/01_flow.ipynb #4e84ec57
+# %% ../../nbs/score/01_flow.ipynb #295c706a
 def _unknown_mlp(block):
     "Return what the MLP of a block does that has no rule, or None."
     if getattr(getattr(block, 'mlp', None), 'ln', None) is not None:
@@ -433,7 +433,7 @@ def _unknown_mlp(block):
     if hasattr(block, 'mlp') and _activation(block.mlp) is None:
         return f'a {type(block.mlp).__name__} whose activation function is not known'
 
-# %% ../../nbs/score/01_flow.ipynb #367f8467
+# %% ../../nbs/score/01_flow.ipynb #00baea0f
 def _check_layers(model):
     "Raise `InputError` unless the flow has a rule for every layer."
     for layer, block in enumerate(model.blocks):
@@ -492,13 +492,13 @@ class _Backward:
         "Run both prompts and keep what the rules need (step 1)."
         return _cache_activations(self.model, self.layers, ids, start, lengths, on_z, keep_resid)
 
-# %% ../../nbs/score/01_flow.ipynb #a88ad36c
+# %% ../../nbs/score/01_flow.ipynb #af08e130
 def _within(logits):
     "Return the multiplier of logits [2, token] for their logsumexp: 1 in all."
     weight = log_mean(*logits.softmax(-1))
     return weight / weight.sum()
 
-# %% ../../nbs/score/01_flow.ipynb #832bf0d2
+# %% ../../nbs/score/01_flow.ipynb #62baf737
 def _logit_multiplier(
     target,  # 'prediction', 'kl' or 'logit_diff'
     logits,  # At each prompt's last position, [2 pairs, d_vocab]
@@ -537,7 +537,7 @@ def final_multiplier(
     u = through_norm(u @ self.W_U.T, norm_input(resid, self.final_norm), self.final_norm, self.held)
     return u, (u * change).sum(-1)
 
-# %% ../../nbs/score/01_flow.ipynb #82a17f02
+# %% ../../nbs/score/01_flow.ipynb #5ac5431d
 @patch
 def experts(self: _Backward, layer: int) -> Experts:
     "Return the weights of a mixture of experts in float32."
@@ -583,7 +583,7 @@ def head_multipliers(
     m = through_norm(m, cache.after_attn, described.norms.after_attn, self.held)
     return (m @ W.flatten(0, 1).T).unflatten(2, W.shape[:2])
 
-# %% ../../nbs/score/01_flow.ipynb #a905191f
+# %% ../../nbs/score/01_flow.ipynb #66f8b20d
 def _expand(at, axis=2):
     "Return a `NormInput` with a new axis."
     return NormInput(*(t if t is None else t.unsqueeze(axis) for t in at))
@@ -600,7 +600,7 @@ def _through_wide_norm(m, W, norm, at, held, each):
         m = m.flatten(2)
     return through_norm(m, at, norm, held) @ W.transpose(1, 2).flatten(0, 1)
 
-# %% ../../nbs/score/01_flow.ipynb #e6a0ac6a
+# %% ../../nbs/score/01_flow.ipynb #5bc8ea38
 def _through_projection(m, W, norm, at, held, each):
     "Return the multiplier of the heads' input, after its norm, for one of queries, keys and values."
     if norm is None:
@@ -624,8 +624,8 @@ def heads(
 ) -> list:  # One or three tensors, [pair, position, d_model]; with `edges`, [pair, position, head, d_model]
     "Return the multiplier of the residual stream that the heads read, through the heads."
     norms, each = self.layers[layer].norms, bool(edges)
-    attn = self.model.blocks[layer].attn
-    inputs = cache.head_inputs(self.cfg, _rotary_table(attn))
+    table = _rotary_table(self.model.blocks[layer].attn, self.device)
+    inputs = cache.head_inputs(self.cfg, table)
     W = self.weights(layer, 'attn', ['W_Q', 'W_K', 'W_V'])
     parts = through_attention(inputs, m_z, cache.start, each)
     norm_of = (norms.q, cache.q_in), (norms.k, cache.k_in), (None, None)
@@ -647,7 +647,7 @@ class _LayerFlow(NamedTuple):
     m_mlp: torch.Tensor  # What the MLP adds to the multiplier of the residual stream that it reads; None: no MLP
     m_heads: list  # What the heads add, one tensor or three
 
-# %% ../../nbs/score/01_flow.ipynb #543f3bf6
+# %% ../../nbs/score/01_flow.ipynb #8ac32149
 @patch
 def layer(
     self: _Backward,
@@ -684,7 +684,7 @@ def write_differences(self: _Backward, caches):
         by_layer[:, layer] = change
     return out
 
-# %% ../../nbs/score/01_flow.ipynb #c8634628
+# %% ../../nbs/score/01_flow.ipynb #ebaa6743
 @patch
 def node_differences(self: _Backward, caches, resid):
     "Return positive minus negative of what every node writes, [pair, node, position * d_model]."
@@ -703,14 +703,14 @@ def node_differences(self: _Backward, caches, resid):
         out += [heads, of_mlp]
     return torch.cat(out, 1)
 
-# %% ../../nbs/score/01_flow.ipynb #04287680
+# %% ../../nbs/score/01_flow.ipynb #630626cc
 def _direct(m, writes, n_senders):
     "Return the attribution of the first senders through receivers, [pair, receiver, sender]; `m` [..., head, d_model]."
     out = writes.new_zeros(len(writes), m.shape[2], writes.shape[1])
     out[:, :, :n_senders] = m.transpose(1, 2).flatten(2) @ writes[:, :n_senders].transpose(1, 2)
     return out
 
-# %% ../../nbs/score/01_flow.ipynb #c56ee687
+# %% ../../nbs/score/01_flow.ipynb #14504e3f
 @patch
 def layer_edges(
     self: _Backward,
@@ -842,7 +842,7 @@ def n_layers(self: Flow) -> int:
     "Return the number of layers."
     return self.made_from['model']['n_layers']
 
-# %% ../../nbs/score/01_flow.ipynb #5a623fbd
+# %% ../../nbs/score/01_flow.ipynb #a64f30eb
 @patch(as_prop=True)
 def summary(self: Flow) -> str:
     "Return how pairs become one score: 'median' of sizes, or size of the signed 'mean'."
@@ -885,7 +885,7 @@ def edges(self: Flow) -> EdgeScores | None:
         return None
     return EdgeScores(self.between, self.n_heads, self.name, self.signed_between, self.made_from)
 
-# %% ../../nbs/score/01_flow.ipynb #8f64ff6e
+# %% ../../nbs/score/01_flow.ipynb #6c2e2bcb
 @patch(as_prop=True)
 def mlps(self: Flow) -> np.ndarray:
     "Return the signed attribution of every MLP for every pair, float32 [pair, n_layers]."
@@ -897,7 +897,7 @@ def embedding(self: Flow) -> np.ndarray:
     "Return the attribution of the embedding for every pair, float32 [pair]: all of the change of the target."
     return self.embedding_by_position.sum(1)
 
-# %% ../../nbs/score/01_flow.ipynb #29335f22
+# %% ../../nbs/score/01_flow.ipynb #9d6ab5e9
 @patch(as_prop=True)
 def nodes_by_pair(self: Flow) -> np.ndarray:
     "Return the signed attribution of the embedding and of each layer's heads and MLP, [pair, node]."
@@ -915,7 +915,7 @@ def nodes(
     signed = _summarize(self.nodes_by_pair, self.summary)[1]
     return NodeScores(signed, self.n_layers, self.n_heads, self.name, self.made_from)
 
-# %% ../../nbs/score/01_flow.ipynb #bcc2699f
+# %% ../../nbs/score/01_flow.ipynb #fbbed9d6
 class NodeEdges(NamedTuple):
     "Hold the direct attribution of every node through every slot of a receiver, signed, mean over pairs."
 
@@ -931,7 +931,7 @@ def node_edges(self: Flow) -> NodeEdges | None:
         return None
     return NodeEdges(self._node_edges, self.n_layers, self.n_heads)
 
-# %% ../../nbs/score/01_flow.ipynb #970505c5
+# %% ../../nbs/score/01_flow.ipynb #3fecef1e
 @patch
 def slots(
     self: NodeEdges,
@@ -950,7 +950,7 @@ def slots(
     parts = 'qkv' if part is None else one_of(part, ['q', 'k', 'v'], 'part')
     return [first + 'qkv'.index(p) * self.n_heads + node for p in parts]
 
-# %% ../../nbs/score/01_flow.ipynb #cc2de0f4
+# %% ../../nbs/score/01_flow.ipynb #47dd24d4
 @patch
 def between(
     self: NodeEdges,
@@ -1045,7 +1045,7 @@ _TENSORS = dict(
     node_edges='_node_edges',
 )
 
-# %% ../../nbs/score/01_flow.ipynb #2f0a3607
+# %% ../../nbs/score/01_flow.ipynb #6add6c2e
 @patch
 def to_state(self: Flow) -> tuple:  # (dict of arrays, dict of plain values)
     "Return what a saved file holds."
@@ -1079,7 +1079,7 @@ def flow_record(
     summary = summary or ('mean' if target == 'logit_diff' else 'median')
     return bound.identity | dict(n=bound.n, target=target, norms=norms, summary=summary, rules=FLOW_RULES)
 
-# %% ../../nbs/score/01_flow.ipynb #3168a5b3
+# %% ../../nbs/score/01_flow.ipynb #38d4e14d
 def _warn_if_lost(arrived):
     "Warn if the attribution that arrives at the embeddings is far from 1."
     arrived = arrived[arrived != 0]
@@ -1090,9 +1090,9 @@ def _warn_if_lost(arrived):
             stacklevel=3,
         )
 
-# %% ../../nbs/score/01_flow.ipynb #d3937379
-def _batch_size(bound, edges, limit=240e6):
-    "Return how many pairs of a batch keep at most `limit` bytes, from 1 to 24."
+# %% ../../nbs/score/01_flow.ipynb #773876e2
+def _batch_size(bound, edges):
+    "Return how many pairs of a batch keep at most 240 MB, with edges 160 MB, from 1 to 24."
     cfg, ids = bound.model.cfg, bound.tokens.ids
     length = max(map(len, ids))
     n_pos = max(batch.lengths.max() - batch.start for batch in pair_batches(bound, 1))
@@ -1100,7 +1100,7 @@ def _batch_size(bound, edges, limit=240e6):
     a_layer = 3 * cfg.d_model + 4 * d_heads + 2 * cfg.n_heads * length + 2 * (cfg.d_mlp or 0)
     senders = cfg.n_layers * (cfg.n_heads + 2 * (edges == 'all')) if edges else 0
     floats = n_pos * (cfg.n_layers * a_layer + senders * cfg.d_model)
-    return int(np.clip(limit // (4 * floats), 1, 24))
+    return int(np.clip((160e6 if edges else 240e6) // (4 * floats), 1, 24))
 
 # %% ../../nbs/score/01_flow.ipynb #6a0acb13
 def _align(
@@ -1115,12 +1115,12 @@ def _align(
             out[pair, -length:] = own[:length]
     return out
 
-# %% ../../nbs/score/01_flow.ipynb #c25c89aa
+# %% ../../nbs/score/01_flow.ipynb #dd534982
 def _in_order(parts, batches):
     "Return tensors [pair, ...] of all batches as one array in the order of the pairs."
     return np.concatenate([part.numpy() for part in parts])[np.argsort(np.concatenate([b.pairs for b in batches]))]
 
-# %% ../../nbs/score/01_flow.ipynb #cc12ff04
+# %% ../../nbs/score/01_flow.ipynb #79106013
 def _between_heads(direct, n_heads):
     "Return the attribution between heads, [pair, head, head], of the attribution between nodes, [pair, node, slot]."
     n = direct.shape[1] // (n_heads + 1)
@@ -1137,7 +1137,7 @@ def _edge_arrays(direct, edges, summary, n_heads):
     between, signed = _summarize(_between_heads(direct, n_heads) if edges == 'all' else direct, summary)
     return dict(between=between, signed_between=signed, node_edges=node_edges)
 
-# %% ../../nbs/score/01_flow.ipynb #101a5b85
+# %% ../../nbs/score/01_flow.ipynb #8a2f2407
 def _sweep_batches(bound, backward, batch_size, edges, pooled):
     "Return the batches and the `_BatchFlow` of each."
     batches = pair_batches(bound, batch_size or _batch_size(bound, edges))
@@ -1147,7 +1147,7 @@ def _sweep_batches(bound, backward, batch_size, edges, pooled):
         found.append(backward.batch(batch, edges, pooled, answers))
     return batches, found
 
-# %% ../../nbs/score/01_flow.ipynb #d306f8e4
+# %% ../../nbs/score/01_flow.ipynb #e78cef6a
 def _total(change, target):
     "Return the change of the target that counts as 1: of each pair by itself, or the mean; raise `InputError` for 0."
     if target != 'logit_diff':
@@ -1161,7 +1161,7 @@ def _total(change, target):
         )
     return total
 
-# %% ../../nbs/score/01_flow.ipynb #1983c8bc
+# %% ../../nbs/score/01_flow.ipynb #104cd1d7
 def _make_flow(bound, batches, found, record, edges):
     "Return the `Flow` of all batches."
     change = _in_order([f.change for f in found], batches)
@@ -1185,7 +1185,7 @@ def _make_flow(bound, batches, found, record, edges):
         **_edge_arrays(direct, edges, record['summary'], bound.model.cfg.n_heads),
     )
 
-# %% ../../nbs/score/01_flow.ipynb #ca5de332
+# %% ../../nbs/score/01_flow.ipynb #fc31096e
 TARGETS = ['prediction', 'kl', 'logit_diff', 'residual']
 
 
@@ -1205,7 +1205,7 @@ def difference_flow(
     edges=False,  # True: edges between heads too; 'all': edges between all nodes, split by query, key and value
     target: str = 'prediction',  # What is attributed: 'prediction', 'kl', 'logit_diff' (needs answers) or 'residual'
     norms: str = 'exact',  # 'held': count the scale of a norm as constant, as the first version of this score did
-    batch_size: int = None,  # Pairs in a batch; default: as many as keep at most 240 MB, up to 24
+    batch_size: int = None,  # Pairs in a batch; default: as many as keep at most 240 MB (with edges 160), up to 24
     pooled=None,  # A `PooledZ` of the same task, which receives every head's `z` from the same passes
     summary: str = None,  # 'median' of sizes or size of the signed 'mean'; default: 'mean' for 'logit_diff'
 ) -> Flow:  # Raises `InputError` for prompts of unequal length and for architectures that it does not know
