@@ -18,19 +18,21 @@ from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import get_metric
 from ..models.rerun import collect_z
-from ..models.writes import post_norm, write_matrices
+from ..models.support import check_model
+from ..models.writes import attention_layers, post_norm, stack_heads, write_matrices
 from ..score.attribution import hook_gradients
 from ..score.flow import Flow
 
 # %% ../../nbs/codes/04_latents.ipynb #7740d8f7
 def _write_gradients(model, ids, metric):
     "Return the metric [batch], `z` [layer, batch, position, head, d_head] and the gradient by a layer's writes."
-    layers = range(model.cfg.n_layers)
-    z_names = [f'blocks.{layer}.attn.hook_z' for layer in layers]
-    write_names = [f'blocks.{layer}.hook_attn_out' for layer in layers]
-    m, at_hooks = hook_gradients(model, ids, metric, z_names + write_names)
-    z = torch.stack([at_hooks[name][0] for name in z_names]).float()
-    return m, z, torch.stack([at_hooks[name][1] for name in write_names]).float()
+    z_names = {layer: f'blocks.{layer}.attn.hook_z' for layer in attention_layers(model)}
+    write_names = {layer: f'blocks.{layer}.hook_attn_out' for layer in z_names}
+    m, at_hooks = hook_gradients(model, ids, metric, [*z_names.values(), *write_names.values()])
+    z = stack_heads(model, {layer: at_hooks[name][0] for layer, name in z_names.items()}).float()
+    gradients = {layer: at_hooks[name][1].float() for layer, name in write_names.items()}
+    none = torch.zeros_like(next(iter(gradients.values())))  # of a layer without attention
+    return m, z, torch.stack([gradients.get(layer, none) for layer in range(model.cfg.n_layers)])
 
 # %% ../../nbs/codes/04_latents.ipynb #30b7459f
 @torch.no_grad()
@@ -227,6 +229,7 @@ def attribute_codes(
     4. Divide both by the mean difference of the metric between positives and negatives.
     """
     bound = bind_task(model, task).take(n)
+    check_model(bound, 'attribution')
     sae = getattr(sae, 'sae', sae)
     cfg = bound.model.cfg
     check_sae(sae, cfg.d_model, cfg.n_layers * cfg.n_heads)

@@ -445,7 +445,12 @@ def load_model(
     at, place = _place(device, device_map, offload_folder)
     dtype = _dtype(dtype, at)
     where, adapter = _resolve(name)
-    model = _boot(where, dtype, place, adapter)
+    try:
+        model = _boot(where, dtype, place, adapter)
+    except InputError as e:
+        if adapter is None or adapter == where:
+            raise
+        raise InputError(f"'{name}' is an adapter; its base model cannot be loaded: {e}", code=e.code) from e
     if legacy is None:
         legacy = name in MODELS and MODELS[name].legacy
     if legacy:
