@@ -6,7 +6,6 @@ The notebook models/00_weights tests the same steps on a tiny Gemma in every run
 """
 
 import os
-import random
 
 import numpy as np
 import pandas as pd
@@ -17,8 +16,6 @@ from conftest import ROOT
 from circuit_sae.core import InputError, cache_dir
 from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import get_task
-from circuit_sae.data.readers import read_examples
-from circuit_sae.data.tasks import Task
 from circuit_sae.models.behaviour import check_behaviour
 from circuit_sae.models.forward import check_writes, run
 from circuit_sae.models.load import load_model, model_identity
@@ -78,9 +75,7 @@ def test_saved_effects_belong_to_it(model):
 
 def test_saved_scores_belong_to_it(model):
     "A cell of the table behind the page checks/transfer."
-    folder = ROOT / 'nbs/checks'
-    pairs = random.Random(0).sample(read_examples(folder / 'fresh/pronouns.csv'), 20)
-    scores = attribute_heads(model, Task.from_data(pairs, 'pronouns'), batch_size=10)
-    table = pd.read_parquet(folder / f'transfer/{NAME}.parquet')
-    cell = table[(table.task == 'pronouns') & (table.draw == 0) & (table.method == 'attribution patching')]
+    scores = attribute_heads(model, get_task('greater_than', n=20, seed=0), batch_size=10)
+    table = pd.read_parquet(ROOT / f'nbs/checks/transfer/{NAME}.parquet')
+    cell = table[(table.task == 'greater_than') & (table.draw == 0) & (table.method == 'attribution patching')]
     np.testing.assert_allclose(scores.values, cell.scores.iloc[0], atol=1e-4)
