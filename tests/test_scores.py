@@ -1,4 +1,4 @@
-"Node scores and pair counts equal a literal reading of their definition, on codes of any shape."
+"Node scores and pair counts equal a literal reading of their definition; attributions do not depend on batches."
 
 import numpy as np
 import pytest
@@ -7,6 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from circuit_sae.core import InputError
+from circuit_sae.data.batches import BoundTask, bind_task, pair_batches
+from circuit_sae.data.prompts import induction_task
+from circuit_sae.models.load import tiny_model
+from circuit_sae.models.rerun import collect_z
+from circuit_sae.score.attribution import HeadAttribution, PairMetric, attribute_heads, summarize_pairs, z_gradients
 from circuit_sae.score.unique_codes import edge_scores, node_scores, pair_counts, pair_head_counts
 
 
@@ -144,3 +149,44 @@ def test_one_class_and_wrong_length_are_refused(score, y, code):
     with pytest.raises(InputError) as error:
         score(np.zeros((4, 3), dtype=int), y)
     assert error.value.code == code
+
+
+def effects_one_pair_at_a_time(bound, metric):
+    "Return attribution patching of every pair by itself, [pair, head]."
+    rows = []
+    for batch in pair_batches(bound, 1):
+        measure = PairMetric(bound, metric, batch.pairs)
+        measure.negative, z_neg = collect_z(bound.model, batch.negatives)
+        _, z, gradient = z_gradients(bound.model, batch.positives, measure.at_positives)
+        rows.append((int(batch.pairs[0]), ((z - z_neg) * gradient).sum((1, 2, 4)).flatten().numpy()))
+    return np.array([effects for _, effects in sorted(rows, key=lambda row: row[0])])
+
+
+@pytest.mark.parametrize('metric', ['logit_diff', 'prediction', 'kl'])
+def test_attribution_of_a_pair_does_not_depend_on_its_batch(metric):
+    "Prompts of several lengths are padded to one batch; padding must change nothing."
+    bound = bind_task(tiny_model(n_layers=2), induction_task(n=6, seed=3))
+    together = attribute_heads(bound, metric=metric)
+    np.testing.assert_allclose(together.by_pair, effects_one_pair_at_a_time(bound, metric), atol=1e-5)
+    assert together.by_pair.shape == (6, 8)
+    values, signed = summarize_pairs(together.by_pair, together.changes, together.made_from['summary'])
+    np.testing.assert_allclose(together.values, values)
+    np.testing.assert_allclose(together.signed, signed)
+
+
+def test_attribution_without_answers_treats_both_prompts_alike():
+    "Swapping the prompts of a task leaves the gradient at both prompts as it is, whatever the answers are."
+    bound = bind_task(tiny_model(n_layers=2), induction_task(n=4, seed=5))
+    n = bound.n
+    swapped = BoundTask(bound.model, bound.task, bound.tokens._replace(ids=bound.tokens.ids[n:] + bound.tokens.ids[:n]))
+    for metric in 'prediction', 'kl':
+        one, other = (attribute_heads(b, metric=metric, at='both') for b in (bound, swapped))
+        np.testing.assert_allclose(one.by_pair, other.by_pair, atol=1e-6)
+
+
+def test_attribution_is_read_back_with_its_pairs():
+    made = attribute_heads(bind_task(tiny_model(n_layers=2), induction_task(n=3)), metric='kl')
+    again = HeadAttribution.from_state(*made.to_state())
+    np.testing.assert_array_equal(again.by_pair, made.by_pair)
+    np.testing.assert_array_equal(again.values, made.values)
+    assert (again.made_from, again.name) == (made.made_from, made.name)

@@ -387,7 +387,7 @@ def attribute_heads(
 # %% ../../nbs/score/02_attribution.ipynb #6d4bd96e
 RANKING = dict(
     answers=dict(metric='logit_diff', temperature=2.0, summary='sum'),
-    no_answers=dict(metric='kl', at=[0.5, 0.8, 1.0], summary='median size'),
+    no_answers=dict(metric='prediction', summary='median size'),
 )
 
 
