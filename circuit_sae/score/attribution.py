@@ -386,7 +386,7 @@ def attribute_heads(
 
 # %% ../../nbs/score/02_attribution.ipynb #6d4bd96e
 RANKING = dict(
-    answers=dict(metric='logit_diff', summary='sum'),
+    answers=dict(metric='logit_diff', temperature=2.0, summary='sum'),
     no_answers=dict(metric='kl', summary='median size'),
 )
 
