@@ -480,7 +480,7 @@ def pair_batches(
 def bind_task(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # A `Task`; leave it out if `model` is a `BoundTask`
-) -> BoundTask:  # Raises `InputError` if `model` is not a model or `task` is not a task
+) -> BoundTask:  # Raises `InputError` if `task` is not a task
     "Bind a task to a model; return a `BoundTask` unchanged."
     if isinstance(model, BoundTask):
         if task is not None:
@@ -492,10 +492,5 @@ def bind_task(
         raise InputError(
             'expected the model first and the task second, got a Task first. Swap the two arguments.',
             code='swapped-arguments',
-        )
-    if not (hasattr(model, 'tokenizer') or hasattr(model, 'encode')):
-        raise InputError(
-            f'expected a model as load_model returns it, got {model!r:.60}. Load one with load_model(name or folder).',
-            code='not-a-model',
         )
     return BoundTask(model, check_task(task))
