@@ -18,8 +18,11 @@ from ..core import InputError, one_of, progress
 from ..data.batches import BoundTask, bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import METRICS, get_metric, metric_name
-from ..models.forward import behind_end, forward, last_logits
+from ..models.forward import behind_end, forward, hooked, last_logits, z_name
+from ..models.load import model_lock
 from ..models.rerun import collect_z
+from ..models.support import check_model
+from ..models.writes import attention_layers, stack_heads
 from ..results import HeadScores
 
 # %% ../../nbs/score/02_attribution.ipynb #8a4996ef
@@ -68,7 +71,7 @@ def hook_gradients(
     if embed:
         hooks.append(('embed.hook_out', lambda x, hook: embed(x)))
     behind = behind_end(ids, lengths)
-    with no_weight_gradients(model), torch.enable_grad(), model.hooks(fwd_hooks=hooks):
+    with model_lock(model), no_weight_gradients(model), torch.enable_grad(), hooked(model, hooks):
         m = metric(last_logits(forward(model, ids, behind), behind))
         gradients = torch.autograd.grad(m.sum(), [zeros[name] for name in hook_names])
     return m.detach(), {name: (values[name], gradient) for name, gradient in zip(hook_names, gradients)}
@@ -83,10 +86,11 @@ def z_gradients(
     rules=(),  # As for `hook_gradients`
 ) -> tuple:  # Metric [batch]; `z` and its gradient, each [layer, batch, position, n_heads, d_head]
     "Return every head's `z` and the gradient of the summed metric with respect to it."
-    names = [f'blocks.{layer}.attn.hook_z' for layer in range(model.cfg.n_layers)]
-    m, at_hooks = hook_gradients(model, ids, metric, names, embed, lengths, rules)
-    z, gradients = zip(*(at_hooks[name] for name in names))
-    return m, torch.stack(z), torch.stack(gradients)
+    names = {layer: z_name(layer) for layer in attention_layers(model)}
+    m, at_hooks = hook_gradients(model, ids, metric, list(names.values()), embed, lengths, rules)
+    z = stack_heads(model, {layer: at_hooks[name][0] for layer, name in names.items()})
+    gradients = stack_heads(model, {layer: at_hooks[name][1] for layer, name in names.items()})
+    return m, z, gradients
 
 # %% ../../nbs/score/02_attribution.ipynb #1e3a501e
 FREE_METRICS = ['prediction', 'kl']  # metrics that need no answers
@@ -165,7 +169,7 @@ def embeddings(
 ) -> torch.Tensor:
     "Return the token embeddings of `ids`, [batch, position, d_model]."
     kept = []
-    with model.hooks(fwd_hooks=[('embed.hook_out', lambda x, hook: kept.append(x.detach()))]):
+    with hooked(model, [('embed.hook_out', lambda x, hook: kept.append(x.detach()))]):
         forward(model, ids)
     return kept[0]
 
@@ -212,7 +216,7 @@ def _between(model, batch, measure, parts, rules):
     "Return `z` of positives and negatives, and the mean gradient at these parts of the way between them."
     measure.negative, z_neg = collect_z(model, batch.negatives, batch.lengths[1])
     z, gradient = _path_gradients(model, batch, measure, parts, rules)
-    return z, z_neg, gradient
+    return z, batch.at_partners(z_neg, axis=2), gradient
 
 # %% ../../nbs/score/02_attribution.ipynb #1bdccd98
 def _pair_effects(bound, batch, metric, at='positive', rules=()):
@@ -250,7 +254,8 @@ def softer_softmax(
 ) -> list:  # [(hook name, function)]
     "Return hooks that give every softmax the gradient of a softmax at a higher temperature."
     hook = partial(_soften, temperature=temperature)
-    return [(f'blocks.{layer}.attn.hook_pattern', hook) for layer in range(model.cfg.n_layers)]
+    names = [f'blocks.{layer}.attn.hook_pattern' for layer in attention_layers(model)]
+    return [(name, hook) for name in names if name in model.hook_dict]
 
 # %% ../../nbs/score/02_attribution.ipynb #939638b4
 SUMMARIES = ['sum', 'median', 'median size', 'median share']
@@ -374,8 +379,9 @@ def attribute_heads(
     summary = summary or ('sum' if needs_answers else 'median size')
     _check_settings(steps, at, metric, summary)
     bound = bind_task(model, task)
-    check_pairs(bound, answers=needs_answers)
+    check_model(bound, 'attribution')
     place = _place(steps, at)
+    check_pairs(bound, answers=needs_answers, equal_length=place != 'positive')
     rules = [*rules, *(softer_softmax(bound.model, temperature) if temperature != 1 else ())]
     effects, changes = _all_effects(bound, batch_size, metric=metric, at=place, rules=rules)
     if not abs(changes.sum()) > 1e-6 * bound.n:
