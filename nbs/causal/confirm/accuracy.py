@@ -1,7 +1,8 @@
 """Judge `confirm_heads` by the effects of all heads that come with the package: `python accuracy.py accuracy.csv`.
 
-Of the 40 pairs of a task, 24 drawn at random are for the confirmation, and the effects on the other 16 are the truth. The score
-is attribution patching on 10 pairs of another seed. `exhaustive` is the choice by the effects of all heads on all 24 pairs.
+Of the 40 pairs of a task, 24 drawn at random are for the confirmation, and the effects on the other 16 are the truth.
+The score is attribution patching on 10 pairs of another seed. `exhaustive` is the choice by the effects of all heads on
+all 24 pairs.
 """
 
 import sys

@@ -1,7 +1,10 @@
 """Count heads that `confirm_heads` names although there is nothing to find: `python false_heads.py false_heads.csv 20`.
 
-`intact`: planted models; a head outside the planted circuit is false. `cut`: the same models with the output weights of the planted
-heads set to zero; every head is false. `random answers`: answers and wrong answers drawn from other pairs; every head is false.
+A third argument is the first seed.
+
+`intact`: planted models; a head outside the planted circuit is false. `cut`: the same models with the output weights of
+the planted heads set to zero; every head is false. `random answers`: answers and wrong answers drawn from other pairs;
+every head is false.
 """
 
 import sys
@@ -55,8 +58,9 @@ def run(case, family, seed, n):
 
 if __name__ == '__main__':
     rows = []
-    for seed in range(int(sys.argv[2])):
+    begin = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    for seed in range(begin, begin + int(sys.argv[2])):
         for family in PLANTS:
             for n in (24, 60):
                 rows += [run(case, family, seed, n) for case in CASES]
-        pd.DataFrame(rows).to_csv(sys.argv[1], index=False)
+                pd.DataFrame(rows).to_csv(sys.argv[1], index=False)
