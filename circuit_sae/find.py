@@ -255,7 +255,9 @@ def _edges(found):
     if found.flow is None:
         counts = edge_scores(found.codes, found.acts.is_positive)
         return EdgeScores(counts.values, counts.n_heads, 'unique code pairs', made_from=found.acts.made_from)
-    return found.flow.edges
+    flow = found.flow
+    name = f'{flow.name} between heads'
+    return EdgeScores(flow.between, flow.n_heads, name, flow.signed_between, flow.made_from)
 
 # %% ../nbs/04_find.ipynb #9d3c3660
 @patch
