@@ -18,7 +18,7 @@ import torch
 from .scorers import Evidence, scorer
 from ..core import one_of, progress, read_tensors, save_tensors
 from ..data.batches import pair_batches
-from ..models.forward import as_ids, behind_end, forward, last_logits
+from ..models.forward import behind_end, forward, last_logits
 from ..models.rerun import collect_z
 from ..models.writes import write_matrix
 from circuit_sae.score.attribution import (
@@ -34,7 +34,6 @@ from circuit_sae.score.attribution import (
     z_gradients,
 )
 from ..score.flow import difference_flow
-from ..score.flow_rules import safe_ratio
 from ..truth.evaluate import evaluate
 
 # %% ../../nbs/bench/09_rivals.ipynb #e2863544
@@ -91,6 +90,12 @@ def products_halved(model) -> list:  # [(hook name, function)]
     quarter = partial(scale_gradient, factor=0.25)
     return _on_heads(model, q=quarter, k=quarter, v=scale_gradient)
 
+# %% ../../nbs/bench/09_rivals.ipynb #65797ca6
+def _safe_ratio(a, b, eps=1e-8):
+    "Return `a / b`, or 0 where `b` is at most `eps` in size."
+    usable = b.abs() > eps
+    return torch.where(usable, a / torch.where(usable, b, 1.0), 0.0)
+
 # %% ../../nbs/bench/09_rivals.ipynb #91529482
 def _mlp_rule(layer, gated):
     "Return the hooks of one MLP: output / input as slope, divided by the number of factors."
@@ -101,7 +106,7 @@ def _mlp_rule(layer, gated):
 
     def replace(post, hook):
         inputs = [kept.pop(site) for site in ('pre', 'linear') if site in kept]
-        return with_slopes(post, inputs, [safe_ratio(post, x, 1e-6) / len(inputs) for x in inputs])
+        return with_slopes(post, inputs, [_safe_ratio(post, x, 1e-6) / len(inputs) for x in inputs])
 
     names = dict(pre='pre', linear='pre_linear') if gated else dict(pre='pre')
     hooks = [(f'blocks.{layer}.mlp.hook_{name}', partial(keep, site=site)) for site, name in names.items()]
@@ -209,7 +214,7 @@ def _route_layer(importance, resid, pattern, writes):
     added = torch.einsum('hps,shm->pshm', pattern, writes).reshape(n_pos, -1, d_model)
     parts = torch.cat([resid[:, None], added], 1)
     share = _proximity(parts, parts.sum(1))
-    share = importance[:, None] * safe_ratio(share, share.sum(1, keepdim=True))
+    share = importance[:, None] * _safe_ratio(share, share.sum(1, keepdim=True))
     by_write = share[:, 1:].reshape(n_pos, n_pos, n_heads)
     return by_write.sum((0, 1)), share[:, 0] + by_write.sum((0, 2))
 

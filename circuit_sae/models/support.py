@@ -95,7 +95,7 @@ def _rerun_problems(model):
         return [str(e)]
     return []
 
-# %% ../../nbs/models/08_support.ipynb #b63bd295
+# %% ../../nbs/models/08_support.ipynb #ea10ab8f
 _ROUTERS = 'MixtralTopKRouter', 'Qwen3MoeTopKRouter', 'OlmoeTopKRouter'  # a softmax, and the largest few
 
 
@@ -106,7 +106,7 @@ def is_mixture(
     router = getattr(getattr(mlp, 'gate', None), 'original_component', None)
     return type(router).__name__ in _ROUTERS
 
-# %% ../../nbs/models/08_support.ipynb #f68b58f9
+# %% ../../nbs/models/08_support.ipynb #5f86ccb6
 def mlp_activation(
     mlp,  # The MLP of a block
 ):  # A function of a tensor, or None
@@ -118,7 +118,7 @@ def mlp_activation(
         if callable(function):
             return function
 
-# %% ../../nbs/models/08_support.ipynb #5e2a9848
+# %% ../../nbs/models/08_support.ipynb #e7783716
 def rotary_table(
     attn,  # The attention of a block
     device='cpu',  # Device of the result
@@ -132,7 +132,7 @@ def rotary_table(
     if rotary is not None and hasattr(rotary, 'cos_cached'):  # native to TransformerLens
         return rotary.cos_cached.float().to(device), rotary.sin_cached.float().to(device)
 
-# %% ../../nbs/models/08_support.ipynb #1acc4140
+# %% ../../nbs/models/08_support.ipynb #c5a0c674
 def _unknown_mlp(block):
     "Return what the MLP of a block does that has no rule, or None."
     if not hasattr(block, 'mlp'):
@@ -147,7 +147,7 @@ def _unknown_mlp(block):
     if mlp_activation(block.mlp) is None:
         return f'an activation function that is not known ({type(module).__name__})'
 
-# %% ../../nbs/models/08_support.ipynb #f8a1617f
+# %% ../../nbs/models/08_support.ipynb #fbd5e7ab
 def _missing_hook(model, layer):
     "Return the hook that a layer lacks, or None."
     block = model.blocks[layer]
@@ -159,7 +159,7 @@ def _missing_hook(model, layer):
             part = block.mlp if name.startswith('mlp') else block.attn
             return f"a {type(part).__name__} without '{name}'"
 
-# %% ../../nbs/models/08_support.ipynb #b146f6bf
+# %% ../../nbs/models/08_support.ipynb #e04ac335
 def _unknown_attention(model, layer):
     "Return what the attention of a layer does that has no rule, or None."
     attn, cfg = model.blocks[layer].attn, model.cfg
@@ -179,7 +179,7 @@ def _unknown_attention(model, layer):
     }
     return next((what for what, yes in has.items() if yes), None)
 
-# %% ../../nbs/models/08_support.ipynb #82706972
+# %% ../../nbs/models/08_support.ipynb #2230b046
 def _unknown_to_flow(model, layer):
     "Return what a layer has that the flow has no rule for, or None."
     own = layer_heads(model, layer)
@@ -189,7 +189,7 @@ def _unknown_to_flow(model, layer):
         return 'heads of another size'
     return _unknown_mlp(model.blocks[layer]) or _missing_hook(model, layer) or _unknown_attention(model, layer)
 
-
+# %% ../../nbs/models/08_support.ipynb #ccee33c7
 def _flow_problems(model):
     "Return what the difference flow does not know in a model."
     problems = [] if hasattr(model, 'ln_final') else ['it has no final norm']
