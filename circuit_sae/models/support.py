@@ -74,7 +74,7 @@ def _write_problems(model):
     try:
         check_writes(model)
     except InputError as e:
-        return [str(e)]
+        return [str(e).rstrip('.')]
     return []
 
 
@@ -92,7 +92,7 @@ def _rerun_problems(model):
     try:
         reruns(model)
     except InputError as e:
-        return [str(e)]
+        return [str(e).rstrip('.')]
     return []
 
 # %% ../../nbs/models/08_support.ipynb #ea10ab8f
