@@ -320,6 +320,8 @@ def check_flow(
             check_model(bound, 'flow')  # its prompts must fit the positions of the model
             check_pairs(bound, answers=False)
     except InputError as e:
+        if e.code not in ('unsupported-model', 'pair-lengths'):
+            raise
         hint = "Or rank heads by codes alone: score='unique codes'."
         raise InputError(f'{e} {hint}', code=e.code) from None
 
