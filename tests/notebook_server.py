@@ -4,7 +4,7 @@ A notebook takes about nine seconds of processor time to import PyTorch, Transfo
 server of the standard library imports them once; a fork costs milliseconds. It also loads the default model once
 (`warm.py`), on one thread, so that no thread pool is lost in a fork.
 
-    python tests/notebook_server.py nbs/score/01_flow.ipynb    run a notebook and save its outputs
+    python tests/notebook_server.py nbs/score/03_flow.ipynb    run a notebook and save its outputs
 """
 
 import multiprocessing

@@ -222,6 +222,7 @@ def test_fewer_operators_than_attribution_patching(tmp_path):
     config = LlamaConfig(**dict(GQA, num_hidden_layers=8))
     bound = bind_task(save_random_model(config, tmp_path, device='cpu'), ioi_task(n=4))
     assert bound.identity  # computed once for all scores
+    check_flow(bound)  # once for each model
     patching = count(lambda: attribute_heads(bound))
     assert count(lambda: difference_flow(bound)) <= 1.2 * patching
     assert count(lambda: difference_flow(bound, edges=True)) <= 1.5 * patching
@@ -232,12 +233,12 @@ OTHER_MIXTURE = Qwen2MoeConfig(**GQA, num_experts=4, moe_intermediate_size=32, s
 
 def test_unsupported_layers_are_refused(tmp_path):
     experts = save_random_model(OTHER_MIXTURE, tmp_path / 'experts', device='cpu')
-    with refuses('unsupported-layer'):
+    with refuses('unsupported-model'):
         check_flow(experts)
-    with refuses('unsupported-layer'):
+    with refuses('unsupported-model'):
         difference_flow(experts, induction_task(n=6))
     clipped = save_random_model(OlmoConfig(**GQA, clip_qkv=1.0), tmp_path / 'clipped', device='cpu')
-    with refuses('unsupported-layer'):
+    with refuses('unsupported-model'):
         check_flow(clipped)
 
 
@@ -245,14 +246,14 @@ def test_find_circuit_without_flow(tmp_path):
     from circuit_sae.find import find_circuit
 
     model = save_random_model(OTHER_MIXTURE, tmp_path, device='cpu')
-    with refuses('unsupported-layer'):
+    with refuses('unsupported-model'):
         find_circuit(model, induction_task(n=6))
     assert find_circuit(model, induction_task(n=6), score='unique codes', n_epochs=5, n_train=4).flow is None
 
 
 def test_lost_attribution_warns(monkeypatch):
     "A layer that the flow gets wrong is noticed, because the attribution at the embeddings is not 1."
-    import circuit_sae.score.flow as module
+    import circuit_sae.score.flow_sweep as module
 
     through_mlp = module.through_mlp
     monkeypatch.setattr(module, 'through_mlp', lambda *args: 40 * through_mlp(*args))

@@ -2,7 +2,7 @@
 
 The download and the conversion take minutes, so these tests run where the cache holds the model, or with
 CIRCUIT_SAE_FULL=1, which downloads it. They are skipped, with the reason, without the model or without a registry.
-The notebook models/00_weights tests the same steps on a tiny Gemma in every run.
+The notebook models/02_weights tests the same steps on a tiny Gemma in every run.
 """
 
 import os

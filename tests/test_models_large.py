@@ -169,5 +169,5 @@ def test_a_model_without_attention_is_refused(tmp_path):
 
     config = MambaConfig(vocab_size=len(tiny_tokenizer()), hidden_size=32, state_size=8, num_hidden_layers=2)
     model = save_random_model(config, tmp_path, noise=0)
-    with refuses('no-attention'):
+    with refuses('unsupported-model'):
         cache_head_acts(model, ioi_task(n=4))

@@ -18,7 +18,7 @@ import torch
 from .scorers import Evidence, scorer
 from ..core import one_of, progress, read_tensors, save_tensors
 from ..data.batches import pair_batches
-from ..models.forward import as_ids, behind_end, forward, last_logits
+from ..models.forward import behind_end, forward, last_logits
 from ..models.rerun import collect_z
 from ..models.writes import write_matrix
 from circuit_sae.score.attribution import (

@@ -29,6 +29,7 @@ from ..core import InputError, one_of, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..find import preset_settings
 from ..models.forward import run
+from ..models.support import FIT_STAGES, unfit_for
 from ..models.writes import write_matrices
 from ..results import HeadScores
 from ..score.attribution import attribute_heads
@@ -115,6 +116,8 @@ class Evidence:
         self.batch_size = batch_size
         self._stages = {}  # name: (result, cost)
         self._used = {}  # name: was the stage computed while this scorer ran?
+        for stage in FIT_STAGES:  # Once for each model, so that the cost of no scorer includes it.
+            unfit_for(self.bound.model, stage)
 
 # %% ../../nbs/bench/00_scorers.ipynb #392efdc8
 @patch(as_prop=True)
@@ -205,7 +208,7 @@ def flow(
     "Return the difference flow, as `Flow`."
     return self.stage(
         f'flow {sorted(settings.items())}',
-        lambda: difference_flow(self.bound, batch_size=min(4, self.batch_size), **settings),
+        lambda: difference_flow(self.bound, **settings),
     )
 
 # %% ../../nbs/bench/00_scorers.ipynb #a21d69a5

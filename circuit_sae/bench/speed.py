@@ -552,13 +552,14 @@ def _operations(n_heads, d_head, d_model, n_params, prompts, tokens, d_sae, n_tr
 
 
 def _bytes(n_layers, n_heads, d_head, d_model, n_params, prompts, tokens, n_train):
-    "Return the bytes that each stage holds; `n_heads` counts all heads of the model."
+    "Return the bytes that each stage holds; `n_heads` counts all heads of the model, an MLP has 4 * d_model neurons."
+    of_pair = 4 * tokens * d_model * (15 * n_layers + n_heads)  # of the flow with edges
     return {
         'weights, 16 bit': 2 * n_params,
         'W': 4 * n_heads * d_head * d_model,
         'z': 4 * prompts * n_heads * d_head,
         'training points': 4 * n_train * n_heads * d_model,
-        'flow': 4 * 4 * tokens * d_model * (15 * n_layers + n_heads),
+        'flow': of_pair * min(24, max(1, 160e6 // of_pair)),
         'edge counts': 16 * n_heads * n_heads,
     }
 
