@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from .commands import COMMANDS
-from .core import InputError
+from .core import InputError, as_options, plain_console
 
 # %% ../nbs/06_cli.ipynb #0bb882e5
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -44,8 +44,8 @@ def _add_task(c, n=250, task_seed=0, batch_size=50):
     add = c.add_argument
     add(
         'task',
-        help="a built-in task (see 'circuit_sae tasks'), or a .csv or .jsonl file with the columns positive, "
-        'negative, answer, wrong',
+        help="a built-in task (see 'circuit_sae tasks'), or a file (CSV, JSON, JSON lines, Parquet) with the columns "
+        'positive, negative and, if there are answers, answer and wrong',
     )
     add('--model', default='smollm2-135m', help=_MODEL)
     of_run = ' (default: as in the run of --out; without a run {})'
@@ -60,6 +60,8 @@ def _add_task(c, n=250, task_seed=0, batch_size=50):
         help="for a task file: 'whole' if every answer is one token, 'first' to count only the first token",
     )
     add('--any_length', action='store_true', help='for a task file: allow the prompts of a pair to differ in length')
+    chat = "for a task file: write prompts in the model's chat template; a text that follows begins the reply"
+    add('--chat', nargs='?', const=True, default=False, help=chat)
 
 # %% ../nbs/06_cli.ipynb #979296f8
 _DEFAULTS = dict(preset='quick', n_train=10, seed=0, pool='mean', n_flow=20, min_effect=0.05, confirm_pairs=60)
@@ -236,11 +238,19 @@ def _parser():
     return p
 
 # %% ../nbs/06_cli.ipynb #11e20b8f
+def _options(args):
+    "Return the option for each argument that a message may name."
+    options = {name: f'--{name}' for name in vars(args) if name not in ('command', 'task', 'debug')}
+    special = {'equal_length=False': '--any_length', 'chat=True': '--chat', 'confirm=False': '--no-confirm'}
+    return options | special
+
+
 def _report(error, args):
     "Print an error in one line and return the exit status; with --debug, raise it."
     if args.debug:
         raise error
-    message = ' '.join(str(error).split())
+    lines = as_options(str(error), _options(args)).splitlines()
+    message = '\n'.join(' '.join(line.split()) for line in lines)
     if isinstance(error, InputError):
         print(f'circuit_sae: {message}', file=sys.stderr)
         return 2
@@ -273,8 +283,13 @@ def main(
     2. Run the command.
     3. Report an error in one line. A closed pipe, such as `circuit_sae tasks | head -1`, is no error.
     """
+    plain_console()
     try:
         return _run(argv)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
         return 0
+
+# %% ../nbs/06_cli.ipynb #mainguard
+if __name__ == '__main__' and '__file__' in globals():  # `python -m circuit_sae.cli`; a notebook has no file
+    sys.exit(main())

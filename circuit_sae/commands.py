@@ -17,7 +17,8 @@ def _task(args):
     from circuit_sae.data.prompts import get_task
 
     n, seed = _pairs(args)
-    return get_task(args.task, n=n, seed=seed, answer_token=args.answer_token, equal_length=not args.any_length)
+    settings = dict(answer_token=args.answer_token, equal_length=not args.any_length, chat=args.chat)
+    return get_task(args.task, n=n, seed=seed, **settings)
 
 
 def _pairs(args):
@@ -33,6 +34,9 @@ def _pairs(args):
 # %% ../nbs/05_commands.ipynb #3031b6a4
 def _model(args, task=None):
     "Return the model that the arguments name; print warnings about the prompts of the task."
+    from circuit_sae.models.folders import check_name
+
+    check_name(args.model)  # before PyTorch is imported
     from circuit_sae.models.load import load_model
 
     model = load_model(args.model, device=args.device, dtype=args.dtype)

@@ -25,8 +25,9 @@ from .codes.train import train_sae
 from .core import InputError, all_heads, cache_dir, check_writable, load_json, one_of, versions, whole_file
 from .data.batches import bind_task
 from .data.tasks import Task
+from .models.support import check_model
 from .results import EdgeScores, HeadScores
-from .score.attribution import attribute_heads
+from .score.attribution import rank_heads
 from .score.flow import Flow, check_flow, difference_flow, flow_record
 from .score.unique_codes import edge_scores, node_scores, pair_head_counts
 
@@ -59,8 +60,8 @@ def _by_flow(bound, pooled):
 
 
 def _by_attribution(bound, pooled):
-    "Return attribution patching of a task."
-    return attribute_heads(bound)
+    "Return the default attribution of a task, which uses the answers where there are any."
+    return rank_heads(bound)
 
 
 SCORES = {'flow': _by_flow, 'attribution': _by_attribution, 'unique codes': None}
@@ -255,7 +256,8 @@ def _edges(found):
         counts = edge_scores(found.codes, found.acts.is_positive)
         return EdgeScores(counts.values, counts.n_heads, 'unique code pairs', made_from=found.acts.made_from)
     flow = found.flow
-    return EdgeScores(flow.between, flow.n_heads, f'{flow.name} between heads', made_from=flow.made_from)
+    name = f'{flow.name} between heads'
+    return EdgeScores(flow.between, flow.n_heads, name, flow.signed_between, flow.made_from)
 
 # %% ../nbs/04_find.ipynb #9d3c3660
 @patch
@@ -325,12 +327,24 @@ def _saved_acts(bound, pool, path):
         return load_acts(path, bound, pool=pool)
 
 
+def _saved_flow(path):
+    "Return the flow in a file, or None if other rules made it."
+    try:
+        return Flow.load(path)
+    except InputError as e:
+        if e.code != 'old-file':
+            raise
+    return None
+
+
 def _saved_screen(bound, name, path):
     "Return the saved score if it is of these pairs, otherwise None; a flow must have edges."
     if not path or not path.is_file():
         return None
     if name == 'flow':
-        flow = Flow.load(path)
+        flow = _saved_flow(path)
+        if flow is None:
+            return None
         return flow if flow.made_from == flow_record(bound, bound.n) and flow.between is not None else None
     scores = HeadScores.load(path)
     same = all(scores.made_from.get(k) == bound.identity[k] for k in ('model', 'pairs', 'n_pairs'))
@@ -442,6 +456,12 @@ def _bind(model, task):
         return bound
     return bind_task(bound.model, bound.task.take(bound.n))
 
+
+def _has_unequal_pairs(bound):
+    "Return whether the two prompts of any pair differ in length, so that the flow cannot compare them."
+    ids = bound.tokens.ids
+    return any(len(p) != len(q) for p, q in zip(ids[: bound.n], ids[bound.n :]))
+
 # %% ../nbs/04_find.ipynb #50b8d982
 def find_circuit(
     model,  # A TransformerLens bridge, or a `BoundTask`
@@ -475,10 +495,13 @@ def find_circuit(
     given = {k: v for k, v in locals().items() if k in names}
     settings = FindSettings(**given, changes=changes)
     bound = _bind(model, task)
+    if score is None and settings.ranking == 'flow' and _has_unequal_pairs(bound):
+        settings.score = 'attribution'
     settings.check(bound.task)
-    folder = check_writable(out) if out else None
+    check_model(bound, 'flow' if settings.ranking == 'flow' else 'activations')
     if settings.ranking == 'flow':
         check_flow(bound.model, bound.task)
+    folder = check_writable(out) if out else None
     found = _find(bound, settings, folder)
     if folder:
         found.save(folder, stages=False)

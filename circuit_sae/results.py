@@ -535,6 +535,8 @@ _MODULES = dict(
     Flow='circuit_sae.score.flow',
     HeadEffects='circuit_sae.causal.patching',
     PathEffects='circuit_sae.causal.paths',
+    HeadAttribution='circuit_sae.score.attribution',
+    Confirmation='circuit_sae.causal.confirm',
     NodeEffects='circuit_sae.causal.nodes',
     CodeAttribution='circuit_sae.codes.latents',
 )

@@ -13,7 +13,16 @@ from transformers import (
     Olmo2Config,
 )
 
-from circuit_sae.causal.patching import ABLATIONS, HeadEffects, Substitutes, patch_heads
+from circuit_sae.causal.patching import (
+    ABLATIONS,
+    HeadEffects,
+    PatchPasses,
+    Substitutes,
+    missing_heads,
+    new_effects,
+    pair_metric,
+    patch_heads,
+)
 from circuit_sae.causal.paths import INPUTS, PathEffects, patch_paths
 from circuit_sae.causal.verify import measure_sets, verify_circuit
 from circuit_sae.core import all_heads, refuses
@@ -228,7 +237,7 @@ def test_figures_are_the_formulas():
     def m(kept):
         key = frozenset(kept)
         if key not in cache:
-            cache[key] = literal_set(bound, kept, 'mean').mean()
+            cache[key] = literal_set(bound, kept, 'resample').mean()
         return cache[key]
 
     def F(kept):
@@ -264,3 +273,19 @@ def test_effects_of_the_package_are_readable(task):
 def test_edges_of_the_package_are_readable(task):
     edges = PathEffects.load(effects_file(task).parent / f'{task}-edges.json')
     assert edges.reference() == reference_edges(task, model='smollm2-135m')
+
+
+@pytest.mark.parametrize('metric', ['logit_diff', 'kl_div'])
+def test_confirmed_effects_are_those_of_patching(tiny, metric):
+    "Every patched head has the effect that `patch_heads` measures, with and without answers."
+    whole = patch_heads(tiny, metric=metric)
+    found = new_effects(whole.made_from)
+    wanted = np.arange(len(whole)) % 5 == 0
+    for batch in pair_batches(tiny, pad=False):
+        passes = PatchPasses(tiny, batch, Substitutes(tiny, 'resample'))
+        passes.measure_clean(found, pair_metric(metric))
+        for layer, heads in missing_heads(found, batch.pairs, wanted).items():
+            passes.measure_layer(found, pair_metric(metric), layer, heads)
+    close(found.patched[:, wanted], whole.patched[:, wanted])
+    close(found.corrupted, whole.corrupted)
+    assert np.isnan(found.patched[:, ~wanted]).all()

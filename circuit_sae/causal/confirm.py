@@ -501,7 +501,7 @@ def confirm_heads(
     s = ConfirmSettings(**settings)
     s.metric = s.metric or default_metric(bound)
     pair_metric(s.metric)
-    check_pairs(bound, answers=s.metric != 'kl_div')
+    check_pairs(bound, answers=s.metric != 'kl_div', equal_length=False)
     pairs = np.arange(bound.n)[: s.n_pairs] if pairs is None else np.asarray(pairs)[: s.n_pairs]
     effects = new_effects(effects_record(bound, s.ablation, 'all', s.metric))
     patcher = _Patcher(bound, effects, s)

@@ -17,6 +17,7 @@ from ..data.batches import bind_task, pair_batches
 from ..data.tasks import Task
 from ..models.forward import run
 from ..models.rerun import Midway
+from ..models.support import check_model
 from ..results import Mlp, NodeScores, node_index, parse_node
 from circuit_sae.score.nodes import (
     attribute_neurons,
@@ -238,6 +239,7 @@ def patch_nodes(
        each summed over pairs.
     """
     bound = bind_task(model, task)
+    check_model(bound, 'patching')
     name = check_metric(bound, metric)
     cfg = bound.model.cfg
     n_nodes = 1 + cfg.n_layers * (cfg.n_heads + 1)

@@ -19,6 +19,7 @@ from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import METRICS, get_metric, metric_name
 from ..models.rerun import Midway, collect_z
+from ..models.support import check_model
 from ..results import HeadScores
 from ..stats import effect_size, share
 
@@ -72,7 +73,7 @@ class Substitutes:
     ) -> tuple:  # (logits on negatives, float32 [batch, d_vocab]; raw `z`, [layer, batch, position, n_heads, d_head])
         "Run the negatives; return their logits and the substitutes."
         logits, z = collect_z(self.model, batch.negatives)
-        return logits, _replaced(z, self.ablation, self.mean)
+        return logits, _replaced(batch.at_partners(z, axis=2), self.ablation, self.mean)
 
 # %% ../../nbs/causal/00_patching.ipynb #3886440d
 @patch
@@ -426,8 +427,9 @@ def patch_heads(
        summed over pairs.
     """
     bound = bind_task(model, task)
+    check_model(bound, 'patching')
     measure = pair_metric(metric)
-    check_pairs(bound, answers=measure is not _kl_metric)
+    check_pairs(bound, answers=measure is not _kl_metric, equal_length=False)
     one_of(ablation, ABLATIONS, 'ablation')
     effects = _begin(effects_record(bound, ablation, positions, metric), out)
     wanted = _head_mask(heads, effects)

@@ -17,7 +17,8 @@ from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import get_metric
 from ..models.forward import run
-from ..models.rerun import Midway
+from ..models.rerun import Midway, edit_hook
+from ..models.support import check_model
 from ..models.writes import write_matrices
 from ..results import EdgeScores, HeadScores, layer_order
 
@@ -193,7 +194,7 @@ def _receiver_z(mid, layer, rows, delta, only, clean, start):
         return lambda x, hook: clean[name][rows][:, start:]
 
     hooks = [(f'blocks.{layer}.attn.hook_{i}', use_clean(i)) for i in INPUTS if i != only]
-    hooks.append((f'blocks.{layer}.attn.hook_z', lambda z, hook: kept.update(z=z.clone())))
+    hooks.append(edit_hook(mid.model, layer, lambda z: kept.update(z=z.clone())))
     x = mid.resid[layer][rows]
     mid.continue_from(layer, layer, rows, x + delta.to(x), start, hooks)
     return kept['z']
@@ -296,6 +297,7 @@ def patch_paths(
     3. Patch the receiver's new output into the clean run. The effect is the fall of the metric, as a fraction of its
        difference between positives and negatives."""
     bound = bind_task(model, task)
+    check_model(bound, 'patching')
     check_pairs(bound)
     shape = bound.model.cfg.n_layers, bound.model.cfg.n_heads
     edges = _edges_between(heads, *shape) if edges is None else _check_edges(edges, *shape)

@@ -114,7 +114,7 @@ def measure_sets(
 ) -> tuple:  # (metric on positives, float32 [ablation, set, pair]; on negatives without ablation, float32 [pair])
     "Measure the positives once with each set of heads and each ablation."
     bound = bind_task(model, task)
-    check_pairs(bound, answers=metric != 'kl_div')
+    check_pairs(bound, answers=metric != 'kl_div', equal_length=False)
     keep = np.asarray(sets, dtype=bool).reshape(-1, bound.model.cfg.n_layers, bound.model.cfg.n_heads)
     return _measure_ablations(bound, keep, ablations, pair_metric(metric), batch_size)
 

@@ -205,10 +205,12 @@ def behaviour_part(c):
     yield 'table', (['prompts', 'n', 'logit_diff', 'answer preferred', 'answer is top-1', 'P(answer)'], rows)
 
 # %% ../../nbs/trust/04_certificate.ipynb #782091c0
-def _head_row(h):
+def _head_row(h, with_score=True):
     "Yield the cells of a head, as far as it was measured."
     star = ', *' if h.get('true') else ''
-    yield from (h['head'], ('yes' if h['in_circuit'] else 'no') + star, f'{h["score"]:g}')
+    yield from (h['head'], ('yes' if h['in_circuit'] else 'no') + star)
+    if with_score:
+        yield f'{h["score"]:g}'
     if 'p' in h:
         yield from (f'{h["p"]:.4f}', f'{h["q"]:.4f}')
     if 'kind' in h:
@@ -217,10 +219,15 @@ def _head_row(h):
         yield f'{h["effect"]:+.1%} ± {1.96 * h["effect_se"]:.1%}'
 
 
+def _scored(c):
+    "Return whether the heads were chosen by a score; if not, by their effects."
+    return c.circuit['settings'].get('score') != 'effect'
+
+
 def _head_columns(c):
     "Return the names of the cells of `_head_row`."
     first = (c.heads or [{}])[0]
-    columns = ['head', 'in the circuit', c.circuit['settings'].get('score') or 'score']
+    columns = ['head', 'in the circuit'] + [c.circuit['settings'].get('score') or 'score'] * _scored(c)
     for key, names in dict(p=['p', 'q'], kind=['inclusion', 'over draws'], effect=['effect']).items():
         if key in first:
             columns += names
@@ -230,7 +237,7 @@ def _head_columns(c):
 def _heads_part(c, most=30):
     "Yield the section about single heads."
     columns = _head_columns(c)
-    text = ['The score says how strongly a head is associated with the task.']
+    text = ['The score says how strongly a head is associated with the task.'] * _scored(c)
     if 'p' in columns:
         text.append('p and q compare its unique codes with random labels.')
     if 'inclusion' in columns:
@@ -243,7 +250,7 @@ def _heads_part(c, most=30):
     others = [h for h in c.heads if not h['in_circuit']]
     yield 'h2', 'Heads'
     yield 'p', ' '.join(text)
-    yield 'table', (columns, [list(_head_row(h)) for h in inside[:most] + others])
+    yield 'table', (columns, [list(_head_row(h, _scored(c))) for h in inside[:most] + others])
     if len(inside) > most:
         yield 'p', f'{len(inside) - most} more heads of the circuit are in the JSON file.'
 

@@ -16,6 +16,7 @@ from ..data.batches import bind_task
 from ..find import Found
 from .audit import percent
 from .certificate import Certificate, behaviour_part, html_block, html_page, write_html, write_markdown
+from .stability import safe_deletions
 
 # %% ../../nbs/trust/05_report.ipynb #7312360e
 def _prompts_part(found, model, n=3):
@@ -84,6 +85,15 @@ def _backup_part(backups, least):
     yield 'p', f'{what}: {names}.'
 
 # %% ../../nbs/trust/05_report.ipynb #0c521af9
+def _proof_part(found):
+    "Yield how many pairs can be left out without any change."
+    safe = safe_deletions(found.confirmation)
+    heads = ', '.join(f'{h} {safe[found.confirmation.index(h)]}' for h in found.circuit)
+    least = found.settings.min_effect
+    yield 'h2', 'Without some pairs'
+    yield 'p', f'So many pairs, whichever, can be left out while the effect stays at least {least:.0%}: {heads}.'
+
+# %% ../../nbs/trust/05_report.ipynb #bbb1b609
 def _stability_part(certificate):
     "Yield the section about stability and the verdict."
     yield 'h2', 'Stability and verdict'
@@ -163,6 +173,8 @@ def report(
         raise InputError(f'expected what find_circuit returned, got {type(found).__name__}.', code='not-found')
     n = found.acts.n_layers * found.acts.n_heads
     parts = [*_prompts_part(found, model), *_circuit_part(found), *_edges_part(found)]
+    if len(found.circuit) and found.confirmation is not None:
+        parts += _proof_part(found)
     if faithful is not None:
         parts += _faithful_part(faithful)
     if backups is not None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['seed_correlation', 'Estimate', 'Agreement', 'agreement', 'DrawSettings', 'Stability', 'stability_of_codes',
-           'stability', 'stability_of_flow', 'stability_of_effects']
+           'stability', 'stability_of_flow', 'stability_of_effects', 'safe_deletions']
 
 # %% ../../nbs/trust/02_stability.ipynb #513a8e12
 import inspect
@@ -525,3 +525,33 @@ def stability_of_effects(
     record['min_effect'] = confirmation.settings.min_effect
     circuit = confirmation.circuit_heads() if circuit is None else circuit
     return _compare(np.stack(scores)[None], np.stack(chosen)[None], record, circuit)
+
+# %% ../../nbs/trust/02_stability.ipynb #1b24e528
+def _removable(terms, gap):
+    "Return how many terms can be removed, whichever, while their sum stays at least 0 and that of `gap` above 0."
+    left = np.sort(terms)[::-1]
+    sums = terms.sum() - np.r_[0, np.cumsum(left)]
+    gaps = gap.sum() - np.r_[0, np.cumsum(np.sort(gap)[::-1])]
+    bad = np.flatnonzero((sums[:-1] < 0) | (gaps[:-1] <= 0))
+    return (int(bad[0]) if len(bad) else len(terms)) - 1
+
+
+def _deletions(fall, gap, least):
+    "Return how many pairs, whichever, can be left out while a head stays on its side of the smallest effect."
+    size = fall.sum() / gap.sum()
+    if abs(size) >= least:
+        return _removable(np.sign(size) * fall - least * gap, gap)
+    return min(_removable(least * gap - fall, gap), _removable(least * gap + fall, gap))
+
+# %% ../../nbs/trust/02_stability.ipynb #f4779683
+def safe_deletions(
+    confirmation,  # `Confirmation`
+) -> np.ndarray:  # int [n_layers * n_heads]; -1 for a head that was not patched
+    "Return how many pairs, whichever, can be left out while the effect of each head stays on its side of `min_effect`."
+    e = confirmation.effects
+    found = np.full(len(confirmation), -1)
+    for i in np.flatnonzero(confirmation.patched):
+        rows = np.isfinite(e.patched[:, i])
+        clean = e.clean[rows].astype(float)
+        found[i] = _deletions(clean - e.patched[rows, i], clean - e.corrupted[rows], confirmation.settings.min_effect)
+    return found
