@@ -462,6 +462,17 @@ def _has_unequal_pairs(bound):
     ids = bound.tokens.ids
     return any(len(p) != len(q) for p, q in zip(ids[: bound.n], ids[bound.n :]))
 
+
+def _check_run(bound, settings):
+    "Check settings, task and model; let attribution rank the heads if no score is given and the flow cannot run."
+    if settings.score is None and settings.ranking == 'flow' and _has_unequal_pairs(bound):
+        settings.score = 'attribution'
+    settings.check(bound.task)
+    if settings.ranking == 'flow':
+        check_flow(bound.model, bound.task)
+    else:
+        check_model(bound, 'activations')
+
 # %% ../nbs/04_find.ipynb #50b8d982
 def find_circuit(
     model,  # A TransformerLens bridge, or a `BoundTask`
@@ -495,12 +506,7 @@ def find_circuit(
     given = {k: v for k, v in locals().items() if k in names}
     settings = FindSettings(**given, changes=changes)
     bound = _bind(model, task)
-    if score is None and settings.ranking == 'flow' and _has_unequal_pairs(bound):
-        settings.score = 'attribution'
-    settings.check(bound.task)
-    check_model(bound, 'flow' if settings.ranking == 'flow' else 'activations')
-    if settings.ranking == 'flow':
-        check_flow(bound.model, bound.task)
+    _check_run(bound, settings)
     folder = check_writable(out) if out else None
     found = _find(bound, settings, folder)
     if folder:

@@ -27,11 +27,9 @@ from circuit_sae.score.attribution import (
     add_zeros,
     attribute_heads,
     embeddings,
-    hook_gradients,
     no_weight_gradients,
     softer_softmax,
     summarize_pairs,
-    z_gradients,
 )
 from ..score.flow import difference_flow
 from ..truth.evaluate import evaluate
