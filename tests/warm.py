@@ -38,9 +38,11 @@ def lend():
     boot = load._boot
     spare = dict([LOADED] if LOADED else [])
 
-    def boot_once(where, dtype, place):
+    def boot_once(where, dtype, place, adapter=None):
         as_loaded = dtype == torch.float32 and place == dict(device='cpu')
-        return spare.pop(where) if as_loaded and where in spare else boot(where, dtype, place)
+        if as_loaded and adapter is None and where in spare:
+            return spare.pop(where)
+        return boot(where, dtype, place, adapter)
 
     load._boot = boot_once
 

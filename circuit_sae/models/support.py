@@ -81,7 +81,7 @@ def _write_problems(model):
 def _edit_problems(model):
     "Return why a change of `z` has no effect."
     ids = torch.arange(1, 7)[None] % model.cfg.d_vocab
-    edited = run_edited(model, ids, lambda layer, z: torch.zeros_like(z))
+    edited = run_edited(model, ids, lambda layer, z: torch.full_like(z, 1e3))  # large, for models in half precision
     if torch.equal(edited, run(model, ids)):
         return ["a change of 'hook_z' does not reach the logits"]
     return []

@@ -1,7 +1,7 @@
 """Score every cell of the table of rivals that has no file yet.
 
-    python nbs/benchmarks/rivals/make.py --model smollm2-135m --draws 0 1 2
-    python nbs/benchmarks/rivals/make.py --model gemma3-270m --tasks ioi induction --draws 0 1 2
+python nbs/benchmarks/rivals/make.py --model smollm2-135m --draws 0 1 2
+python nbs/benchmarks/rivals/make.py --model gemma3-270m --tasks ioi induction --draws 0 1 2
 """
 
 import argparse
