@@ -393,7 +393,7 @@ def attribute_heads(
 # %% ../../nbs/score/04_attribution.ipynb #6d4bd96e
 RANKING = dict(
     answers=dict(metric='logit_diff', temperature=2.0, summary='sum'),
-    no_answers=dict(metric='kl', summary='median size'),
+    no_answers=dict(metric='kl', temperature=2.0, summary='median size'),
 )
 
 
