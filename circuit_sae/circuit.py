@@ -96,6 +96,7 @@ def __getitem__(
     wanted = parse_head(head)
     found = [row for row in self.rows() if row['head'] == wanted]
     if not found:
+        assert self.scores is not None
         head_index(wanted, self.scores.n_layers, self.scores.n_heads)
     return found[0]
 
@@ -207,7 +208,7 @@ def confirmed_circuit(
     s = c.settings
     rows = {str(row.pop('head')): row for row in c.rows()}
     confirmed = dict(summary=c.summary(), bound=c.bound, problem=c.problem, same_pairs=c.same_pairs, heads=rows)
-    settings = dict(threshold=None, top_k=None, over='sum', score='effect', screen=c.screen.name)
+    settings: dict = dict(threshold=None, top_k=None, over='sum', score='effect', screen=c.screen.name)
     settings |= dict(min_effect=s.min_effect, effect_fdr=s.fdr, metric=s.metric, ablation=s.ablation)
     scores = HeadScores(c.values, c.n_heads, c.name, c.signed, c.made_from, c.over)
     total = max(c.values.sum(), 1e-300)

@@ -231,13 +231,13 @@ class Found:
         return self.acts.behaviour
 
     @property
-    def screen(self) -> HeadScores:
+    def screen(self) -> HeadScores | None:
         "Return the score that ranked the heads before patching."
         return self.nodes if self.confirmation is None else self.confirmation.screen
 
     def __getitem__(self, head) -> dict:
         "Return what is known of a head, in any spelling."
-        return self.circuit[head]
+        return self.circuit[head]  # type: ignore[index]  # a method that `@patch` adds
 
     @property
     def head_counts(self) -> HeadScores:
@@ -265,7 +265,7 @@ def pairs_used(self: Found) -> str:
     "Return how many pairs there are, and how many were used for what."
     n = self.task.n
     text = f'{n} pairs; {n} for codes'
-    if self.settings.ranking != 'unique codes':
+    if self.settings.ranking != 'unique codes' and self.screen is not None:
         text += f', {self.screen.made_from.get("n_pairs", n)} for {self.screen.name}'
     if self.confirmation is not None:
         text += f', {self.confirmation.n_used} for confirmation'
@@ -587,8 +587,8 @@ def save(
     "Write circuit, scores, edges and codes, and the stages they come from; each file completely or not at all."
     out = check_writable(out)
     if stages:
-        stages = dict(acts=self.acts, sae=self.sae, flow=self.flow, effects=self.confirmation)
-        for name, stage in stages.items():
+        parts = dict(acts=self.acts, sae=self.sae, flow=self.flow, effects=self.confirmation)
+        for name, stage in parts.items():
             if stage is not None:
                 stage.save(_path(out, name))
     rows = self.rows()
@@ -629,7 +629,8 @@ def load_found(
     confirmation = Confirmation.load(_path(folder, 'effects')) if settings.confirms else None
     seconds = dict.fromkeys(load_json(folder / 'circuit.json')['seconds'])
     circuit = load_circuit(folder / 'circuit.json')
-    return Found(task, acts, sae, sae.codes(acts), circuit, settings, seconds, flow, confirmation)
+    codes = sae.codes(acts)  # type: ignore[operator]  # a method that `@patch` adds
+    return Found(task, acts, sae, codes, circuit, settings, seconds, flow, confirmation)
 
 # %% ../nbs/04_find.ipynb #e7a3c1d2
 def example_circuit(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from ..core import InputError, one_of, write_text
-from .readers import raise_all, read_table
+from .readers import raise_all, Table, read_table
 
 # %% ../../nbs/data/01_tasks.ipynb #ed6d6cda
 class Encoder:
@@ -275,7 +275,7 @@ class Task:
         self.settings = (settings or {}) | (dict(chat=chat) if chat else {})
         self.chat = chat
         self.template = template
-        self.table = None  # what `read_table` returned, if the pairs were read from one
+        self.table: Table | None = None  # what `read_table` returned, if the pairs were read from one
         self._bound = {}  # encoder and pairs by tokenizer
         self._tokens = {}  # token ids by tokenizer
 

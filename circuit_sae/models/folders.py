@@ -58,7 +58,7 @@ def _no_such_folder(name, folder):
 # %% ../../nbs/models/00_folders.ipynb #90ec731e
 def find_folder(
     name,  # A folder, or the name of a model: a string or a `Path`
-) -> Path:  # The folder; None if `name` is the name of a model
+) -> Path | None:  # The folder; None if `name` is the name of a model
     "Return the folder that a name means; raise `InputError` for a path that is no folder."
     if not isinstance(name, (str, Path)) or not str(name).strip():
         raise InputError(
@@ -309,7 +309,7 @@ def check_folder(
 # %% ../../nbs/models/00_folders.ipynb #cf25a3bb
 def check_name(
     name,  # A folder, or the name of a model
-) -> Path:  # The folder; None if `name` is not one
+) -> Path | None:  # The folder; None if `name` is not one
     "Return the folder that a name means; raise `InputError` if there is no such folder or its model cannot be loaded."
     folder = find_folder(name)
     if folder is not None:

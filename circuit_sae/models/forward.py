@@ -59,7 +59,7 @@ def last_logits(
 # %% ../../nbs/models/05_forward.ipynb #346c10d6
 def max_positions(
     model,  # A TransformerLens bridge
-) -> int:  # None if positions do not run out: rotary embeddings, ALiBi
+) -> int | None:  # None if positions do not run out: rotary embeddings, ALiBi
     "Return the number of positions that a model with learned position embeddings has."
     if getattr(model.cfg, 'positional_embedding_type', None) not in ('standard', 'shortformer'):
         return None

@@ -117,6 +117,7 @@ def mlp_activation(
         function = getattr(module, name, None)
         if callable(function):
             return function
+    return None
 
 # %% ../../nbs/models/08_support.ipynb #e7783716
 def rotary_table(
@@ -131,6 +132,7 @@ def rotary_table(
     rotary = getattr(module, 'rotary', None)
     if rotary is not None and hasattr(rotary, 'cos_cached'):  # native to TransformerLens
         return rotary.cos_cached.float().to(device), rotary.sin_cached.float().to(device)
+    return None
 
 # %% ../../nbs/models/08_support.ipynb #c5a0c674
 def _unknown_mlp(block):

@@ -26,7 +26,7 @@ class Wheel(NamedTuple):
     requirement: str  # Name and version of the package
     size: int  # Bytes
     sha256: str  # Checksum
-    part: str = None  # The GGUF file in it, or one part of that file
+    part: str | None = None  # The GGUF file in it, or one part of that file
     texts: tuple = ()  # Licence files in it; the folder keeps them
 
 # %% ../../nbs/models/02_weights.ipynb #57f0966a
