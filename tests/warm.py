@@ -17,14 +17,14 @@ def load_default():
     "Return the folder and the default model, or None if it cannot be loaded; a notebook that needs it says why."
     from circuit_sae.core import InputError
     from circuit_sae.models.load import load_model
-    from circuit_sae.models.weights import smollm2_folder
+    from circuit_sae.models.weights import registry_folder
 
     if torch.cuda.is_available():
         return None  # notebooks load it onto the GPU
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
     try:
-        return str(smollm2_folder()), load_model(device='cpu')
+        return str(registry_folder('smollm2-135m')), load_model(device='cpu')
     except InputError:
         return None
     finally:

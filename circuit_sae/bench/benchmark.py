@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from .runs import become_worker, plan_runs, read_row, read_spec, run_cell, set_aside, write_row
 from ..core import InputError, check_writable, load_json, one_of, progress, whole_file
 from ..models.load import MODELS
-from ..models.weights import smollm2_folder
+from ..models.weights import registry_folder
 from ..stats import half_width
 from ..truth.evaluate import evaluate
 from ..truth import references
@@ -67,7 +67,7 @@ def model_shape(
     "Return the number of layers and heads from the config of a model on this machine."
     name = read_spec(model)[0]
     on_pypi = name in MODELS and MODELS[name].where == 'wheel'
-    path = (smollm2_folder() if on_pypi else Path(name)) / 'config.json'
+    path = (registry_folder(name) if on_pypi else Path(name)) / 'config.json'
     config = load_json(path) if path.is_file() else {}
     n_layers = config.get('num_hidden_layers', config.get('n_layer'))
     n_heads = config.get('num_attention_heads', config.get('n_head'))

@@ -29,7 +29,7 @@ from ..find import FindSettings, Found, find_circuit, preset_settings
 from ..models.behaviour import judge
 from ..models.forward import check_writes, run, run_pairs
 from ..models.load import MODELS, load_model, quietly
-from ..models.weights import smollm2_folder
+from ..models.weights import registry_folder
 
 # %% ../../nbs/bench/06_speed.ipynb #36bb032b
 from ..results import HeadScores
@@ -115,7 +115,7 @@ def name(self: _Context):
 def folder(self: _Context):
     "Return the folder or hub name that Hugging Face's loader takes."
     where = MODELS[self.name].where if self.name in MODELS else self.name
-    return str(smollm2_folder()) if where == 'wheel' else where
+    return str(registry_folder(self.name)) if where == 'wheel' else where
 
 
 @patch
