@@ -457,15 +457,9 @@ def _bind(model, task):
     return bind_task(bound.model, bound.task.take(bound.n))
 
 
-def _has_unequal_pairs(bound):
-    "Return whether the two prompts of any pair differ in length, so that the flow cannot compare them."
-    ids = bound.tokens.ids
-    return any(len(p) != len(q) for p, q in zip(ids[: bound.n], ids[bound.n :]))
-
-
 def _check_run(bound, settings):
     "Check settings, task and model; let attribution rank the heads if no score is given and the flow cannot run."
-    if settings.score is None and settings.ranking == 'flow' and _has_unequal_pairs(bound):
+    if settings.score is None and settings.ranking == 'flow' and bound.uneven:
         settings.score = 'attribution'
     settings.check(bound.task)
     if settings.ranking == 'flow':
@@ -617,7 +611,7 @@ def _task_of_run(run):
 def load_found(
     folder,  # A folder that `find_circuit` wrote
     task: Task = None,  # The task; default: the built-in task of the run
-) -> Found:  # Raises `InputError` if the folder holds no run, or if the task cannot be made again
+) -> Found:  # Raises `InputError` if the folder holds no run, or if the task cannot be built from it
     "Read what `find_circuit` found."
     folder = Path(folder)
     settings = FindSettings.from_folder(folder)

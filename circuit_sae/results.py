@@ -552,4 +552,10 @@ def load_scores(
     found = getattr(importlib.import_module(_MODULES[kind]), kind)
     if cls is not None and cls.kind not in [c.__name__ for c in found.__mro__]:
         raise InputError(f"'{path}' holds {kind}, expected {cls.kind}.", code='wrong-file')
-    return found.from_state(arrays, info)
+    try:
+        return found.from_state(arrays, info)
+    except (KeyError, TypeError) as e:
+        raise InputError(
+            f"'{path}' was written by another version of circuit_sae. Delete it and compute it again.",
+            code='old-file',
+        ) from e

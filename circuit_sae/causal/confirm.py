@@ -13,7 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 from .patching import ABLATIONS, HeadEffects, PatchPasses, Substitutes, default_metric
 from .patching import effects_record, missing_heads, new_effects, pair_metric
-from ..core import InputError, one_of, read_tensors
+from ..core import InputError, one_of
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..results import HeadScores
@@ -361,22 +361,6 @@ def from_state(cls: Confirmation, arrays, info):
     screen = HeadScores(a['values'], s['n_heads'], s['name'], a['signed'], s['made_from'], s['over'])
     settings = ConfirmSettings(**info['confirm'])
     return Confirmation(effects, screen, a['drawn'], a['last'], settings, info['same_pairs'], info['bound'])
-
-# %% ../../nbs/causal/03_confirm.ipynb #81bea82e
-@patch(cls_method=True)
-def load(
-    cls: Confirmation,
-    path,  # A file that `save` wrote
-) -> Confirmation:  # Raises `InputError` if the file holds something else
-    "Read a saved confirmation."
-    arrays, info, _ = read_tensors(path, cls.kind, 'a confirmation')
-    try:
-        return cls.from_state(arrays, info)
-    except (KeyError, TypeError) as e:
-        raise InputError(
-            f"'{path}' was written by another version of circuit_sae. Delete it and compute it again.",
-            code='old-file',
-        ) from e
 
 # %% ../../nbs/causal/03_confirm.ipynb #f907321d
 def clear_gap(

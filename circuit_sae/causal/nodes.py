@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .patching import ABLATIONS
-from ..core import InputError, one_of, progress
+from .patching import Substitutes
+from ..core import InputError, progress
 from ..data.batches import bind_task, pair_batches
 from ..data.tasks import Task
 from ..models.forward import run
@@ -46,18 +46,10 @@ def mean_nodes(
     return {name: (x / count.view(2, *[1] * (x.ndim - 1))).float() for name, x in total.items()}
 
 # %% ../../nbs/causal/04_nodes.ipynb #91941c7c
-class NodeSubstitutes:
+class NodeSubstitutes(Substitutes):
     "Compute the outputs that replace the output of ablated nodes."
 
-    def __init__(
-        self,
-        bound,  # A `BoundTask`
-        ablation: str = 'resample',  # 'resample', 'mean' or 'zero'
-        batch_size: int = 24,  # Pairs in a batch, for the means
-    ):
-        self.model = bound.model
-        self.ablation = one_of(ablation, ABLATIONS, 'ablation')
-        self.mean = mean_nodes(bound, batch_size) if ablation == 'mean' else None
+    means = staticmethod(mean_nodes)
 
     def __call__(
         self,
@@ -79,12 +71,6 @@ def _means(self: NodeSubstitutes, name, x):
     x = later.expand_as(x).clone()
     x[:, 0] = first
     return x
-
-
-@patch
-def start(self: NodeSubstitutes, batch) -> int:
-    "Return the first position at which a substitute can differ from the output on the positives."
-    return batch.start if self.ablation == 'resample' else 0
 
 # %% ../../nbs/causal/04_nodes.ipynb #ace8682f
 class NodeEffects(NodeScores):

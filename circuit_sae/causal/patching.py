@@ -21,6 +21,7 @@ from ..models.behaviour import METRICS, get_metric, metric_name
 from ..models.rerun import Midway, collect_z
 from ..models.support import check_model
 from ..results import HeadScores
+from ..score.attribution import divergence
 from ..stats import effect_size, share
 
 # %% ../../nbs/causal/00_patching.ipynb #b992c5b0
@@ -57,6 +58,8 @@ def _replaced(z, ablation, mean):
 class Substitutes:
     "Compute the outputs that replace the output of ablated heads."
 
+    means = staticmethod(mean_z)  # a function of (bound task, batch size)
+
     def __init__(
         self,
         bound,  # A `BoundTask`
@@ -65,7 +68,7 @@ class Substitutes:
     ):
         self.model = bound.model
         self.ablation = one_of(ablation, ABLATIONS, 'ablation')
-        self.mean = mean_z(bound, batch_size) if ablation == 'mean' else None
+        self.mean = self.means(bound, batch_size) if ablation == 'mean' else None
 
     def __call__(
         self,
@@ -87,14 +90,13 @@ def kl_div(
     negative_logits,  # The same on the negatives, float [batch, d_vocab]
 ) -> torch.Tensor:  # float [batch], in nats
     "Return the divergence of each prediction from the prediction on its negative."
-    log_p = logits.double().log_softmax(-1)
-    log_q = negative_logits.to(log_p).log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).float()
+    precise = logits.double()
+    return divergence(precise, negative_logits.to(precise)).float()
 
 # %% ../../nbs/causal/00_patching.ipynb #f075c340
 def default_metric(bound) -> str:
     "Return 'logit_diff' if every pair has an answer and a wrong answer, otherwise 'kl_div'."
-    return 'logit_diff' if all(bound.tokens.answers) and all(bound.tokens.wrongs) else 'kl_div'
+    return 'logit_diff' if bound.has_answers else 'kl_div'
 
 
 def _kl_metric(bound, logits, pairs, negative_logits):

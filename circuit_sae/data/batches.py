@@ -295,6 +295,17 @@ class BoundTask:
         "Return the number of pairs."
         return len(self.tokens.ids) // 2
 
+    @property
+    def has_answers(self) -> bool:
+        "Return whether every prompt has an answer token and a wrong token."
+        return all(self.tokens.answers) and all(self.tokens.wrongs)
+
+    @property
+    def uneven(self) -> list:
+        "Return the numbers of the pairs whose prompts differ in length, int [pair]."
+        ids = self.tokens.ids
+        return [i for i in range(self.n) if len(ids[i]) != len(ids[i + self.n])]
+
     def __len__(self):
         return self.n
 
@@ -347,10 +358,9 @@ def measure(
 # %% ../../nbs/data/03_batches.ipynb #d2c75011
 def _check_answers(bound):
     "Raise `InputError` unless every pair has an answer and a wrong answer."
-    t = bound.tokens
-    if all(t.wrongs) and all(t.answers):
+    if bound.has_answers:
         return
-    if not any(t.answers):
+    if not any(bound.tokens.answers):
         raise InputError(
             f"task '{bound.name}' has prompts without answers, but an effect on the answer needs answers. Add the "
             'columns answer and wrong, or use a stage that compares predictions: `find_circuit`, `difference_flow`.',
@@ -370,14 +380,14 @@ def check_pairs(
     "Raise `InputError` unless the prompts of every pair have the same length and, if asked, answers."
     if answers:
         _check_answers(bound)
-    lengths = [(len(p), len(q)) for p, q in zip(bound.tokens.ids[: bound.n], bound.tokens.ids[bound.n :])]
-    uneven = [i for i, (p, q) in enumerate(lengths) if p != q]
+    uneven = bound.uneven
     if not equal_length or not uneven:
         return
     i = uneven[0]
+    lengths = [len(bound.tokens.ids[row]) for row in (i, i + bound.n)]
     more = f', and so do {len(uneven) - 1} more of {bound.n} pairs' if uneven[1:] else ''
     raise InputError(
-        f'the prompts of {bound.task.place(i)} differ in length ({lengths[i][0]} and {lengths[i][1]} tokens){more}, '
+        f'the prompts of {bound.task.place(i)} differ in length ({lengths[0]} and {lengths[1]} tokens){more}, '
         'but this stage needs corresponding positions. Reword them.',
         code='pair-lengths',
     )

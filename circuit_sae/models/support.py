@@ -69,13 +69,18 @@ def _general_problems(model):
     return problems
 
 # %% ../../nbs/models/08_support.ipynb #6a45273f
-def _write_problems(model):
-    "Return why the writes of the heads are not known."
+def _refusal(check, model):
+    "Return what a check says against a model, as a list of at most one text."
     try:
-        check_writes(model)
+        check(model)
     except InputError as e:
         return [str(e).rstrip('.')]
     return []
+
+
+def _write_problems(model):
+    "Return why the writes of the heads are not known."
+    return _refusal(check_writes, model)
 
 
 def _edit_problems(model):
@@ -89,11 +94,7 @@ def _edit_problems(model):
 # %% ../../nbs/models/08_support.ipynb #57e41e8e
 def _rerun_problems(model):
     "Return why a model cannot be continued from the input of a layer."
-    try:
-        reruns(model)
-    except InputError as e:
-        return [str(e).rstrip('.')]
-    return []
+    return _refusal(reruns, model)
 
 # %% ../../nbs/models/08_support.ipynb #ea10ab8f
 _ROUTERS = 'MixtralTopKRouter', 'Qwen3MoeTopKRouter', 'OlmoeTopKRouter'  # a softmax, and the largest few

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FREE_METRICS', 'SUMMARIES', 'GRADIENT_PLACES', 'RANKING', 'no_weight_gradients', 'add_zeros', 'hook_gradients',
            'z_gradients', 'prediction_change', 'divergence', 'PairMetric', 'embeddings', 'softer_softmax',
-           'summarize_pairs', 'HeadAttribution', 'attribute_heads', 'ranking_settings', 'rank_heads']
+           'summarize_pairs', 'HeadAttribution', 'check_difference', 'attribute_heads', 'ranking_settings',
+           'rank_heads']
 
 # %% ../../nbs/score/04_attribution.ipynb #5bb181da
 import contextlib
@@ -350,10 +351,17 @@ def _method_name(metric, steps, at, temperature):
     return ', '.join([name, *details])
 
 # %% ../../nbs/score/04_attribution.ipynb #c1a42aa1
-_NO_DIFFERENCE = (
-    'expected a metric that differs between positives and negatives, but its mean is the same on both, so '
-    'there is no difference to attribute. Use another metric or other negatives.'
-)
+def check_difference(
+    total,  # Summed change of the metric from negatives to positives
+    n: int,  # Number of pairs
+):
+    "Raise `InputError` if the metric does not differ between positives and negatives."
+    if not abs(total) > 1e-6 * n:
+        raise InputError(
+            'expected a metric that differs between positives and negatives, but its mean is the same on both, so '
+            'there is no difference to attribute. Use another metric or other negatives.',
+            code='no-difference',
+        )
 
 # %% ../../nbs/score/04_attribution.ipynb #716f4eec
 def attribute_heads(
@@ -384,8 +392,7 @@ def attribute_heads(
     check_pairs(bound, answers=needs_answers, equal_length=place != 'positive')
     rules = [*rules, *(softer_softmax(bound.model, temperature) if temperature != 1 else ())]
     effects, changes = _all_effects(bound, batch_size, metric=metric, at=place, rules=rules)
-    if not abs(changes.sum()) > 1e-6 * bound.n:
-        raise InputError(_NO_DIFFERENCE, code='no-difference')
+    check_difference(changes.sum(), bound.n)
     named = metric_name(metric) if needs_answers else metric
     made_from = bound.identity | dict(steps=steps, at=place, metric=named, summary=summary, temperature=temperature)
     return HeadAttribution(effects, changes, made_from, _method_name(named, steps, place, temperature))
@@ -402,8 +409,7 @@ def ranking_settings(
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
 ) -> dict:  # Settings of `attribute_heads`
     "Return the settings by which heads are ranked: with the answers if every pair has them, otherwise without."
-    tokens = bind_task(model, task).tokens
-    return dict(RANKING['answers' if all(tokens.answers) and all(tokens.wrongs) else 'no_answers'])
+    return dict(RANKING['answers' if bind_task(model, task).has_answers else 'no_answers'])
 
 
 def rank_heads(

@@ -17,7 +17,8 @@ from ..data.tasks import Task
 from ..models.behaviour import METRICS, get_metric, metric_name
 from ..models.forward import behind_end, forward, last_logits, run
 from ..results import Mlp, NodeScores, parse_node
-from .attribution import hook_gradients
+from .attribution import FREE_METRICS, GRADIENT_PLACES, check_difference, divergence
+from .attribution import hook_gradients, prediction_change
 
 # %% ../../nbs/score/07_nodes.ipynb #5ed47c75
 class NodeSite(NamedTuple):
@@ -68,25 +69,15 @@ def collect_nodes(
     return logits, kept
 
 # %% ../../nbs/score/07_nodes.ipynb #453d427c
-_ANSWER_FREE = ['prediction', 'kl']  # metrics that need no answer tokens
-
-
 def _prediction_metric(bound, batch, negative_logits):
     "Return the projection of logits on the change of the prediction."
-    positive = run(bound.model, batch.positives, lengths=batch.lengths[0]).softmax(-1).clone()
-    direction = positive - negative_logits.softmax(-1)
-    return lambda logits, rows=slice(None): (logits * direction[rows]).sum(-1)
+    positive_logits = run(bound.model, batch.positives, lengths=batch.lengths[0]).clone()
+    return lambda logits, rows=slice(None): prediction_change(logits, positive_logits[rows], negative_logits[rows])
 
 
 def _kl_metric(bound, batch, negative_logits):
     "Return the divergence of a prediction from the one on the negative."
-    log_q = negative_logits.log_softmax(-1)
-
-    def measure(logits, rows=slice(None)):
-        log_p = logits.log_softmax(-1)
-        return (log_p.exp() * (log_p - log_q[rows])).sum(-1)
-
-    return measure
+    return lambda logits, rows=slice(None): divergence(logits, negative_logits[rows])
 
 # %% ../../nbs/score/07_nodes.ipynb #fbb92cde
 def batch_metric(
@@ -96,7 +87,7 @@ def batch_metric(
     negative_logits,  # Logits on the negatives, float32 [batch, d_vocab]
 ):  # A function of logits [row, d_vocab] and the rows of the batch they belong to (default: all); it returns [row]
     "Return a metric for the prompts of one batch."
-    if metric in _ANSWER_FREE:
+    if metric in FREE_METRICS:
         return (_prediction_metric if metric == 'prediction' else _kl_metric)(bound, batch, negative_logits)
     function = get_metric(metric)
     return lambda logits, rows=slice(None): bound.measure(function, logits, batch.pairs[rows])
@@ -108,8 +99,8 @@ def check_metric(
 ) -> str:  # The name of the metric, for records; raises `InputError` for an unknown name or missing answers
     "Check that a task has what a metric needs; return the name of the metric."
     if isinstance(metric, str):
-        one_of(metric, [*METRICS, *_ANSWER_FREE], 'metric')
-    free = metric in _ANSWER_FREE
+        one_of(metric, [*METRICS, *FREE_METRICS], 'metric')
+    free = metric in FREE_METRICS
     check_pairs(bound, answers=not free)
     return metric if free else metric_name(metric)
 
@@ -175,19 +166,14 @@ def check_gradients(
     steps,  # None, or the number of steps
 ):
     "Raise `InputError` for an unknown side or fewer than one step."
-    one_of(at, ['positive', 'negative', 'both'], 'side')
+    one_of(at, GRADIENT_PLACES, 'side')
     if steps is not None and steps < 1:
         raise InputError(f'steps must be at least 1, got {steps}.', code='steps')
 
 # %% ../../nbs/score/07_nodes.ipynb #0302ef42
 def _fractions(effects, difference, n):
     "Return sums over pairs as fractions of the difference of the metric; raise `InputError` if it does not differ."
-    if not abs(difference) > 1e-6 * n:
-        raise InputError(
-            'expected a metric that differs between positives and negatives, but its mean is the same on both, so '
-            'there is no difference to attribute. Use another metric or other negatives.',
-            code='no-difference',
-        )
+    check_difference(difference, n)
     return np.asarray(effects, dtype=float) / difference
 
 # %% ../../nbs/score/07_nodes.ipynb #b926a473
