@@ -1,0 +1,60 @@
+"""Judge scores of edges by path patching; rows that the file has already are not computed again.
+
+python nbs/benchmarks/edges/make.py nbs/benchmarks/edges/table.csv --draws 0 1 2 3 4
+
+The truth are the edges that come with the package: 360 drawn pairs of heads, see `draw_edges`. An edge is true if the
+effect through its strongest input is at least 1 % of the change of the metric. Only this script reads the truth.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import pandas as pd
+
+from circuit_sae.bench.edges import EDGE_LEAGUES, product_scores, score_edges
+from circuit_sae.causal.patching import HeadEffects
+from circuit_sae.core import whole_file
+from circuit_sae.data.batches import bind_task
+from circuit_sae.data.prompts import get_task
+from circuit_sae.models.load import load_model
+from circuit_sae.truth.evaluate import average_precision
+from circuit_sae.truth.references import effects_file, reference_edges
+
+N_PAIRS = 20
+TASKS = ['ioi', 'induction']
+BY_TRUTH = 'product of the true effects'
+
+
+def judge(scores, task, model):
+    "Return the average precision of scores of edges, and the fraction of true edges."
+    truth = reference_edges(f'{task}-drawn', model=model, effect=0.01)
+    chance = truth.mask()[truth.possible()].mean()
+    return dict(average_precision=average_precision(scores, truth), chance=float(chance))
+
+
+def compute(bound, method, model):
+    "Return the scores of one method."
+    if method == BY_TRUTH:
+        return product_scores(HeadEffects.load(effects_file(bound.name, model)))
+    return score_edges(bound, method=method)
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser()
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--model', default='smollm2-135m')
+    parser.add_argument('--draws', nargs='+', type=int, default=[0, 1, 2, 3, 4])
+    given = parser.parse_args()
+    rows = pd.read_csv(given.out).to_dict('records') if given.out.is_file() else []
+    done = {(row['model'], row['method'], row['task'], row['draw']) for row in rows}
+    model = load_model(given.model)
+    for draw, task, method in itertools.product(given.draws, TASKS, [*EDGE_LEAGUES, BY_TRUTH]):
+        if (given.model, method, task, draw) in done:
+            continue
+        bound = bind_task(model, get_task(task, n=N_PAIRS, seed=draw))
+        cell = dict(model=given.model, method=method, task=task, draw=draw)
+        rows.append(cell | judge(compute(bound, method, given.model), task, given.model))
+        with whole_file(given.out) as path:
+            pd.DataFrame(rows).to_csv(path, index=False)
+        print(rows[-1], flush=True)
