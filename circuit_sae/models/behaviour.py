@@ -208,13 +208,19 @@ def lint_task(
     ]
 
 # %% ../../nbs/models/07_behaviour.ipynb #2303f7c5
+def _n_sequences(answers, wrongs):
+    "Return how many columns at the end of a row of logits belong to answers of several tokens."
+    return max(0, -min((*answers, *wrongs), default=0))
+
+
 def judge(
-    logits,  # Logits at the last position, float [batch, d_vocab]
-    answers,  # Answer tokens, one tuple a row
-    wrongs,  # Wrong tokens, one tuple a row
+    logits,  # Logits at the end of the prompt, float [batch, d_vocab], and a column for each answer of several tokens
+    answers,  # Columns of the answers, one tuple a row: a token id, or -1, -2, ... for an answer of several tokens
+    wrongs,  # Columns of the wrong answers
 ) -> np.ndarray:  # float32 [batch, 3]
     """Return logit_diff (nats), rank of the best answer and probability of the answers, for each row.
 
+    The rank counts the tokens that are more likely than the whole answer; the first token of that answer does not count.
     A row without answers has NaN, NaN and 0.
     """
     judged = np.zeros((len(answers), 3), dtype=np.float32)
@@ -225,9 +231,11 @@ def judge(
         right = row[list(a)]
         right_sum = right.logsumexp(-1)
         logit_diff = right_sum - row[list(w)].logsumexp(-1)
-        rank = (row > right.max()).sum()
-        probability = (right_sum - row.logsumexp(-1)).exp()
-        judged[i] = logit_diff.item(), rank.item(), probability.item()
+        tokens = row[: len(row) - _n_sequences(a, w)]
+        rank = (tokens > right.max()).sum().item()
+        rank -= a[right.argmax()] < 0 < rank
+        probability = (right_sum - tokens.logsumexp(-1)).exp()
+        judged[i] = logit_diff.item(), rank, probability.item()
     return judged
 
 # %% ../../nbs/models/07_behaviour.ipynb #5b94db5d
@@ -237,27 +245,28 @@ def _logsumexp(logits, tokens):
 
 
 def logit_diff(
-    logits,  # Logits at the last position, float [batch, d_vocab]
-    answers,  # Answer tokens, one tuple a row
-    wrongs,  # Wrong tokens, one tuple a row
+    logits,  # Logits at the end of the prompt, as for `judge`
+    answers,  # Columns of the answers, one tuple a row
+    wrongs,  # Columns of the wrong answers, one tuple a row
 ) -> torch.Tensor:  # float [batch], in nats
-    "Return the log odds of the answers against the wrong answers."
+    "Return the log odds of the answers against the wrong answers: log p(answers) - log p(wrong answers)."
     return _logsumexp(logits, answers) - _logsumexp(logits, wrongs)
 
 # %% ../../nbs/models/07_behaviour.ipynb #1263120f
 def log_prob(
-    logits,  # Logits at the last position, float [batch, d_vocab]
-    answers,  # Answer tokens, one tuple a row
-    wrongs,  # Not used
+    logits,  # Logits at the end of the prompt, as for `judge`
+    answers,  # Columns of the answers, one tuple a row
+    wrongs,  # Columns of the wrong answers, one tuple a row
 ) -> torch.Tensor:  # float [batch], in nats
-    "Return the log probability of the answers."
-    return _logsumexp(logits, answers) - logits.logsumexp(-1)
+    "Return the log probability of the answers, of all their tokens."
+    n = max(map(_n_sequences, answers, wrongs), default=0)
+    return _logsumexp(logits, answers) - logits[:, : logits.shape[1] - n].logsumexp(-1)
 
 
 def prob(
-    logits,  # Logits at the last position, float [batch, d_vocab]
-    answers,  # Answer tokens, one tuple a row
-    wrongs,  # Not used
+    logits,  # Logits at the end of the prompt, as for `judge`
+    answers,  # Columns of the answers, one tuple a row
+    wrongs,  # Columns of the wrong answers, one tuple a row
 ) -> torch.Tensor:  # float [batch]
     "Return the probability of the answers."
     return log_prob(logits, answers, wrongs).exp()
@@ -421,11 +430,12 @@ def check_behaviour(
     """Measure whether the model can do the positives and not the negatives.
 
     1. Run the model on both prompts of every pair.
-    2. Compare the logits at the last position with the answers of the pair (`judge`).
+    2. Compare the logits at the end of the prompt with the answers of the pair (`judge`). An answer of several tokens
+       follows the prompt, in a row of its own, and counts as one more logit.
     """
     bound = bind_task(model, task)
     judged = np.zeros((2 * bound.n, 3), dtype=np.float32)
-    batches = pair_batches(bound, batch_size)
+    batches = pair_batches(bound, batch_size, answers=True)
     for batch in progress(batches, f'{bound.name}: behaviour', unit='batch'):
         logits = run_pairs(bound.model, batch.positives, batch.negatives, lengths=batch.lengths)
         for rows, row_logits in zip((batch.pairs, batch.pairs + bound.n), logits):
