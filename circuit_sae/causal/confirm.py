@@ -434,7 +434,8 @@ class _Patcher:
 
     def measure_clean(self, block):
         "Run the pairs of a block and measure them."
-        batches = pair_batches(self.bound, len(block), pad=False, only=block)
+        answers = self.effects.made_from['metric'] != 'kl_div'
+        batches = pair_batches(self.bound, len(block), pad=False, only=block, answers=answers)
         self.passes[block[0]] = [PatchPasses(self.bound, batch, self.substitutes) for batch in batches]
         for passes in self.passes[block[0]]:
             passes.measure_clean(self.effects, self.metric)
@@ -457,7 +458,7 @@ def patch_last(
     last = new_effects(self.effects.made_from)
     last.clean, last.corrupted = self.effects.clean, self.effects.corrupted
     for passes in (p for block in blocks for p in self.passes[block[0]]):
-        passes.where = np.arange(len(passes.where)) == len(passes.where) - 1
+        passes.where = np.arange(len(passes.where)) >= len(passes.where) - 1 - passes.n_answer
         for layer, missing in missing_heads(last, passes.pairs, heads).items():
             passes.measure_layer(last, self.metric, layer, missing)
     return effects_by_pairs(last.patched, last.clean, last.corrupted)[0]
@@ -485,7 +486,7 @@ def confirm_heads(
     s = ConfirmSettings(**settings)
     s.metric = s.metric or default_metric(bound)
     pair_metric(s.metric)
-    check_pairs(bound, answers=s.metric != 'kl_div', equal_length=False)
+    check_pairs(bound, answers=s.metric != 'kl_div', equal_length=False, long_answers=True)
     pairs = np.arange(bound.n)[: s.n_pairs] if pairs is None else np.asarray(pairs)[: s.n_pairs]
     effects = new_effects(effects_record(bound, s.ablation, 'all', s.metric))
     patcher = _Patcher(bound, effects, s)

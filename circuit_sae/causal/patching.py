@@ -333,7 +333,9 @@ class PatchPasses:
         self.mid = Midway(bound.model, batch.positives)
         self.negative_logits, self.z = substitutes(batch)
         self.start = substitutes.start(batch)
-        self.where = _position_mask(positions, batch.positives.shape[1])
+        self.n_answer = batch.n_answer
+        mask = _position_mask(positions, batch.positives.shape[1] - self.n_answer)
+        self.where = np.pad(mask, (0, self.n_answer), constant_values=isinstance(positions, str))
 
 # %% ../../nbs/causal/00_patching.ipynb #468beff1
 @patch
@@ -431,7 +433,8 @@ def patch_heads(
     bound = bind_task(model, task)
     check_model(bound, 'patching')
     measure = pair_metric(metric)
-    check_pairs(bound, answers=measure is not _kl_metric, equal_length=False)
+    answers = measure is not _kl_metric
+    check_pairs(bound, answers, equal_length=False, long_answers=True)
     one_of(ablation, ABLATIONS, 'ablation')
     effects = _begin(effects_record(bound, ablation, positions, metric), out)
     wanted = _head_mask(heads, effects)
@@ -439,7 +442,7 @@ def patch_heads(
         return effects
     if batch_size is None:
         batch_size = max(1, _ROWS // effects.n_heads)
-    batches = pair_batches(bound, batch_size, pad=False)
+    batches = pair_batches(bound, batch_size, pad=False, answers=answers)
     _patch_all(effects, bound, batches, wanted, Substitutes(bound, ablation), positions, measure, out)
     if out:
         effects.save(out)

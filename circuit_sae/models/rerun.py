@@ -143,7 +143,8 @@ def clip(
     start: int,  # The first position that changes
 ) -> int:
     "Return the first position that a rerun computes; `edit` gets the positions from there on."
-    return min(start, self.ids.shape[1] - 1) if self.kv else 0
+    n_answer = int((self.ids < 0).any(0).sum())  # the answer is scored from the end of the prompt on
+    return min(start, self.ids.shape[1] - 1 - n_answer) if self.kv else 0
 
 # %% ../../nbs/models/06_rerun.ipynb #7681393a
 @patch
