@@ -6,7 +6,7 @@
 __all__ = ['BANDWIDTH', 'dictionary_loss', 'batch_rows', 'TrainingStopped', 'train_dictionary', 'fit_figures', 'DictionaryScores',
            'evaluate_dictionary', 'plot_history']
 
-# %% ../../nbs/features/03_training.ipynb #8727df9b
+# %% ../../nbs/features/03_training.ipynb #51dc8609
 import copy
 import math
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ from .dictionary import SPARSE_KINDS, Dictionary, SparseDictionary, check_dictio
 from .sites import edited, token_losses
 from .token_acts import Documents, TokenActs, as_documents
 
-# %% ../../nbs/features/03_training.ipynb #b8378d3d
+# %% ../../nbs/features/03_training.ipynb #62a37c2e
 BANDWIDTH = 0.05  # width of the window in which thresholds of 'jumprelu' get gradients, for entries of mean square 1
 
 
@@ -43,7 +43,7 @@ class _Jump(torch.autograd.Function):
         by_threshold = -(window * (threshold * g_c + g_l0[..., None])).flatten(0, -2).sum(0)
         return active * g_c, by_threshold
 
-# %% ../../nbs/features/03_training.ipynb #8813db47
+# %% ../../nbs/features/03_training.ipynb #20a7b6b5
 def _aux_loss(dictionary, p, error, dead):
     "Return the error that remains when the `d_in / 2` strongest dead features reconstruct the error (AuxK)."
     k = min(int(dead.sum()), dictionary.d_in // 2)
@@ -75,7 +75,7 @@ def dictionary_loss(
         loss = loss + aux * _aux_loss(dictionary, dictionary.before_activation(x), x - x_hat, dead)
     return loss, x_hat, c
 
-# %% ../../nbs/features/03_training.ipynb #974db98e
+# %% ../../nbs/features/03_training.ipynb #d403b714
 @lru_cache(2)
 def _order(n, seed, epoch):
     "Return the order of the tokens in one pass through all of them."
@@ -97,7 +97,7 @@ def batch_rows(
         parts.append(_order(n, seed, at // n)[at % n : at % n + left])
     return torch.cat(parts)
 
-# %% ../../nbs/features/03_training.ipynb #e57f0167
+# %% ../../nbs/features/03_training.ipynb #65b78490
 @torch.no_grad()
 def _constrain(dictionary):
     "Scale directions to unit norm; keep thresholds at 0 or above."
@@ -122,7 +122,7 @@ def _revive(dictionary, optimizer, x, error, dead, seed):
         optimizer.state[dictionary.W_enc][name][:, dead] = 0
         optimizer.state[dictionary.b_enc][name][dead] = 0
 
-# %% ../../nbs/features/03_training.ipynb #74efe2ca
+# %% ../../nbs/features/03_training.ipynb #355bc50b
 @torch.no_grad()
 def _calibrate(dictionary, x):
     "Set the threshold of 'batchtopk' so that `k` features are active at a token of `x` on average."
@@ -141,7 +141,7 @@ def _rescaled(dictionary, scale):
         p.div_(scale)
     return copied.requires_grad_(False).eval()
 
-# %% ../../nbs/features/03_training.ipynb #ea63885c
+# %% ../../nbs/features/03_training.ipynb #10903548
 class _Training:
     "Hold the state of one training: dictionary, optimizer, and the tokens since each feature was active."
 
@@ -168,7 +168,7 @@ class _Training:
         rows = batch_rows(len(self.x), self.settings['batch'], step, self.settings['seed'])
         return self.x[rows].to(self.device) * self.settings['scale']
 
-# %% ../../nbs/features/03_training.ipynb #88c87a4b
+# %% ../../nbs/features/03_training.ipynb #5e698054
 @patch
 def state(self: _Training):
     "Return a copy of all that the next step depends on."
@@ -197,7 +197,7 @@ def result(self: _Training, place, made_from):
     found.made_from = made_from | dict(training=dict(self.settings), history=list(self.history), steps_done=self.step)
     return found
 
-# %% ../../nbs/features/03_training.ipynb #276c6c0a
+# %% ../../nbs/features/03_training.ipynb #c70e91a5
 @patch
 def take_step(self: _Training):
     "Take one step; return loss, explained variance and L0 of the batch, or None if something is not finite."
@@ -223,7 +223,7 @@ def take_step(self: _Training):
         self.inactive[dead] = 0
     return loss.detach(), error, x, c.detach()
 
-# %% ../../nbs/features/03_training.ipynb #14be345a
+# %% ../../nbs/features/03_training.ipynb #8c8e33d8
 @patch
 @torch.no_grad()
 def record(self: _Training, taken, measure):
@@ -234,7 +234,7 @@ def record(self: _Training, taken, measure):
     line['dead'] = (self.inactive > self.settings['dead_after']).float().mean().item()
     self.history.append(line | measure())
 
-# %% ../../nbs/features/03_training.ipynb #380f42e1
+# %% ../../nbs/features/03_training.ipynb #a4d4df81
 class TrainingStopped(InputError):
     "Report a training whose loss is not finite; `dictionary` is the last good state, of step `good_step`."
 
@@ -261,7 +261,7 @@ def _stopped(training, good, finish, checkpoint):
     error.dictionary, error.step, error.good_step = finish(), step + 1, training.step
     return error
 
-# %% ../../nbs/features/03_training.ipynb #e1d174dc
+# %% ../../nbs/features/03_training.ipynb #8b3769ea
 def _run_steps(training, until, every, checkpoint, measure, finish):
     "Take steps until `until`; record, and save the state, every `every` steps."
     steps = training.settings['steps']
@@ -303,7 +303,7 @@ def _read_state(path, settings):
         )
     return state
 
-# %% ../../nbs/features/03_training.ipynb #c8d7f250
+# %% ../../nbs/features/03_training.ipynb #3fce1802
 def _settings(acts, kind, width, k, l1, l0, lr, steps, batch, seed, normalise, aux, dead_after):
     "Return the settings of a training by name, defaults filled in; raise `InputError` for values out of range."
     n, d_in = acts.shape
@@ -319,7 +319,7 @@ def _settings(acts, kind, width, k, l1, l0, lr, steps, batch, seed, normalise, a
     settings['acts'] = _acts_hash(acts)
     return settings
 
-# %% ../../nbs/features/03_training.ipynb #9d57e030
+# %% ../../nbs/features/03_training.ipynb #82670670
 def _scale(x, n=20_000):
     "Return the factor after which the mean square of an entry is 1."
     return float(1 / x[:n].double().pow(2).mean().sqrt().clamp_min(1e-12))
@@ -338,9 +338,11 @@ def _check_finite(x, chunk=65_536):
         bad = ~torch.isfinite(part).all(1)
         if bad.any():
             row = start * chunk + int(bad.nonzero()[0])
-            raise InputError(f'token {row} of the activations holds NaN or infinity. Read them again in float32.', code='not-finite')
+            raise InputError(
+                f'token {row} of the activations holds NaN or infinity. Read them again in float32.', code='not-finite'
+            )
 
-# %% ../../nbs/features/03_training.ipynb #1b42247c
+# %% ../../nbs/features/03_training.ipynb #6b518a2f
 def train_dictionary(
     acts,  # `TokenActs`, or a float tensor [token, d_in]
     kind: str = 'topk',  # 'topk', 'batchtopk', 'jumprelu', 'relu' or 'cunningham'
@@ -386,7 +388,7 @@ def train_dictionary(
     _run_steps(training, min(until or steps, steps), every, checkpoint, measure, finish)
     return finish()
 
-# %% ../../nbs/features/03_training.ipynb #9f35d310
+# %% ../../nbs/features/03_training.ipynb #01bb8d66
 def _held_out_measure(finish, held_out, model):
     "Return a function that measures the dictionary on held-out text, as a dict for the history."
 
@@ -418,7 +420,7 @@ def fit_figures(
         dead=1 - active.any(0).float().mean().item(),
     )
 
-# %% ../../nbs/features/03_training.ipynb #dea5a3d8
+# %% ../../nbs/features/03_training.ipynb #e23e1b3b
 @dataclass
 class DictionaryScores:
     "Hold what `evaluate_dictionary` measured on one text."
@@ -439,12 +441,14 @@ class DictionaryScores:
         self,
         level: float = 0.95,  # Coverage
         n_draws: int = 1000,  # Bootstrap draws over documents
-    ) -> tuple:  # (low, high)
+    ) -> tuple:  # (low, high); NaN if zeros do not raise the loss in some draw
         "Return a bootstrap interval of the loss recovered, over documents."
         rng = np.random.default_rng(0)
         draws = rng.integers(0, len(self.losses), (n_draws, len(self.losses)))
-        tails = (1 - level) / 2, (1 + level) / 2
-        return tuple(np.nanquantile(_recovered(self.losses[draws].sum(1)), tails).tolist())
+        recovered = _recovered(self.losses[draws].sum(1))
+        if np.isnan(recovered).any():
+            return np.nan, np.nan
+        return tuple(np.quantile(recovered, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
 
 def _recovered(losses):
@@ -452,7 +456,7 @@ def _recovered(losses):
     to_recover = losses[..., 2] - losses[..., 0]
     return np.where(to_recover > 0, losses[..., 2] - losses[..., 1], np.nan) / np.where(to_recover > 0, to_recover, 1)
 
-# %% ../../nbs/features/03_training.ipynb #54b0d0a2
+# %% ../../nbs/features/03_training.ipynb #d458f361
 @patch
 def to_dict(self: DictionaryScores) -> dict:
     "Return the figures as plain values; losses in nats a token."
@@ -472,7 +476,7 @@ def __repr__(self: DictionaryScores):
         f'dead {f["dead"]:.1%}'
     )
 
-# %% ../../nbs/features/03_training.ipynb #4c9b0a44
+# %% ../../nbs/features/03_training.ipynb #1c0da857
 class _Moments:
     "Collect what L0, explained variance and dead features need, batch by batch."
 
@@ -495,7 +499,7 @@ class _Moments:
         variance = self.squares - (self.total.pow(2).sum() / self.n).item()
         return self.active / self.n, 1 - self.error / variance, 1 - self.ever.float().mean().item()
 
-# %% ../../nbs/features/03_training.ipynb #61d8e2b0
+# %% ../../nbs/features/03_training.ipynb #4535393d
 def _rebuild(dictionary, moments, skip, inside):
     "Return an edit that puts the reconstruction in place of the activation, from position `skip` on."
 
@@ -512,7 +516,7 @@ def _zeros(skip):
     "Return an edit that puts zeros in place of the activation, from position `skip` on."
     return lambda x: torch.cat([x[:, :skip], torch.zeros_like(x[:, skip:])], 1)
 
-# %% ../../nbs/features/03_training.ipynb #8c124aa9
+# %% ../../nbs/features/03_training.ipynb #be1819f4
 @torch.no_grad()
 def evaluate_dictionary(
     model,  # A TransformerLens bridge
@@ -541,7 +545,7 @@ def evaluate_dictionary(
     n_tokens = sum(max(len(row) - 1 - skip, 0) for row in documents.ids)
     return DictionaryScores(*moments.figures(), losses, n_tokens, documents.name)
 
-# %% ../../nbs/features/03_training.ipynb #ed0d5ebe
+# %% ../../nbs/features/03_training.ipynb #dc8f8203
 _CURVES = [
     ('loss', ['loss']),
     ('L0', ['l0', 'held_out_l0']),
@@ -566,7 +570,9 @@ def plot_history(
             if name in history[0]:
                 label = 'held-out' if name.startswith('held_out') or name == 'loss_recovered' else 'training'
                 line = [row[name] for row in history]
-                ax.plot([row['step'] for row in history], line, 'o-' if label == 'held-out' else '.-', ms=4, label=label)
+                ax.plot(
+                    [row['step'] for row in history], line, 'o-' if label == 'held-out' else '.-', ms=4, label=label
+                )
         ax.set(title=title, xlabel='step')
         ax.legend(frameon=False, fontsize='small')
     return axes
