@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BANDWIDTH', 'dictionary_loss', 'batch_rows', 'TrainingStopped', 'train_dictionary', 'fit_figures', 'DictionaryScores',
-           'evaluate_dictionary', 'plot_history']
+           'evaluate_dictionaries', 'evaluate_dictionary', 'plot_history']
 
-# %% ../../nbs/features/03_training.ipynb #51dc8609
+# %% ../../nbs/features/03_training.ipynb #1e635b42
 import copy
 import math
 from dataclasses import asdict, dataclass
@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from torch.nn.functional import normalize
+from torch.nn import functional as F
 
-from ..core import InputError, one_of, progress, whole_file
-from .dictionary import SPARSE_KINDS, Dictionary, SparseDictionary, check_dictionary
+from ..core import InputError, fingerprint, one_of, progress, whole_file
+from .dictionary import SPARSE_KINDS, Dictionary, SparseDictionary, check_dictionary, keep_largest
 from .sites import edited, token_losses
 from .token_acts import Documents, TokenActs, as_documents
 
-# %% ../../nbs/features/03_training.ipynb #62a37c2e
+# %% ../../nbs/features/03_training.ipynb #1814e36d
 BANDWIDTH = 0.05  # width of the window in which thresholds of 'jumprelu' get gradients, for entries of mean square 1
 
 
@@ -43,17 +43,31 @@ class _Jump(torch.autograd.Function):
         by_threshold = -(window * (threshold * g_c + g_l0[..., None])).flatten(0, -2).sum(0)
         return active * g_c, by_threshold
 
-# %% ../../nbs/features/03_training.ipynb #20a7b6b5
+# %% ../../nbs/features/03_training.ipynb #63f00e22
+def _before_activation(dictionary, x):
+    "Return the coefficients before the activation function, without a gradient for every token by the decoder's bias."
+    E = dictionary.encoder
+    return torch.addmm(dictionary.b_enc - dictionary.b_dec @ E, x, E)
+
+
+def _sum_of_largest(dictionary, p):
+    "Return reconstruction and coefficients of 'topk'; only the directions of active features are read."
+    largest = torch.relu(p).topk(min(dictionary.k, p.shape[1]), -1, sorted=False)
+    W, c = dictionary.W_dec, torch.zeros_like(p)
+    x_hat = F.embedding_bag(largest.indices, W, per_sample_weights=largest.values, mode='sum') + dictionary.b_dec
+    return x_hat, c.scatter_(-1, largest.indices, largest.values.detach())
+
+
 def _aux_loss(dictionary, p, error, dead):
     "Return the error that remains when the `d_in / 2` strongest dead features reconstruct the error (AuxK)."
-    k = min(int(dead.sum()), dictionary.d_in // 2)
+    dead = dead.nonzero().flatten()
+    k = min(len(dead), dictionary.d_in // 2)
     if not k:
         return 0.0
-    strongest = torch.where(dead, p, -torch.inf).topk(k, -1)
-    c = torch.zeros_like(p).scatter(-1, strongest.indices, torch.relu(strongest.values))
-    return (error.detach() - c @ dictionary.directions).pow(2).mean()
+    c = keep_largest(torch.relu(p[:, dead]), k)
+    return (error.detach() - c @ dictionary.W_dec[dead]).pow(2).mean()
 
-
+# %% ../../nbs/features/03_training.ipynb #d40e4c0e
 def dictionary_loss(
     dictionary: SparseDictionary,  # The dictionary
     x: torch.Tensor,  # Activations, float [token, d_in]
@@ -63,19 +77,24 @@ def dictionary_loss(
     dead=None,  # Which features are dead, bool [width]
 ) -> tuple:  # Loss, a scalar; reconstruction [token, d_in]; coefficients [token, width]
     "Return the training loss of a dictionary."
+    p = _before_activation(dictionary, x)
     if dictionary.kind == 'jumprelu':
-        c, n_active = _Jump.apply(dictionary.before_activation(x), dictionary.threshold)
+        c, n_active = _Jump.apply(p, dictionary.threshold)
         x_hat = dictionary.decode(c)
         return (x - x_hat).pow(2).mean() + l0 * n_active.mean(), x_hat, c
-    x_hat, c = dictionary(x)
+    if dictionary.kind == 'topk':
+        x_hat, c = _sum_of_largest(dictionary, p)
+    else:
+        c = dictionary.activate(p)
+        x_hat = dictionary.decode(c)
     loss = (x - x_hat).pow(2).mean()
     if dictionary.k is None:
         loss = loss + l1 * c.sum(-1).mean()
     elif aux and dead is not None:
-        loss = loss + aux * _aux_loss(dictionary, dictionary.before_activation(x), x - x_hat, dead)
+        loss = loss + aux * _aux_loss(dictionary, p, x - x_hat, dead)
     return loss, x_hat, c
 
-# %% ../../nbs/features/03_training.ipynb #d403b714
+# %% ../../nbs/features/03_training.ipynb #95e3ae1b
 @lru_cache(2)
 def _order(n, seed, epoch):
     "Return the order of the tokens in one pass through all of them."
@@ -97,7 +116,7 @@ def batch_rows(
         parts.append(_order(n, seed, at // n)[at % n : at % n + left])
     return torch.cat(parts)
 
-# %% ../../nbs/features/03_training.ipynb #65b78490
+# %% ../../nbs/features/03_training.ipynb #f2f41871
 @torch.no_grad()
 def _constrain(dictionary):
     "Scale directions to unit norm; keep thresholds at 0 or above."
@@ -112,7 +131,7 @@ def _revive(dictionary, optimizer, x, error, dead, seed):
     g = torch.Generator().manual_seed(seed)
     weight = error.pow(2).sum(1).double().cpu()
     rows = torch.multinomial(weight / weight.sum(), len(dead), replacement=True, generator=g)
-    directions = normalize(error[rows.to(error.device)], dim=1)
+    directions = F.normalize(error[rows.to(error.device)], dim=1)
     size = 0.2 * dictionary.W_enc.norm(dim=0).mean()
     dictionary.W_dec[dead] = directions
     dictionary.W_enc[:, dead] = size * directions.T
@@ -122,7 +141,7 @@ def _revive(dictionary, optimizer, x, error, dead, seed):
         optimizer.state[dictionary.W_enc][name][:, dead] = 0
         optimizer.state[dictionary.b_enc][name][dead] = 0
 
-# %% ../../nbs/features/03_training.ipynb #355bc50b
+# %% ../../nbs/features/03_training.ipynb #0daeca60
 @torch.no_grad()
 def _calibrate(dictionary, x):
     "Set the threshold of 'batchtopk' so that `k` features are active at a token of `x` on average."
@@ -141,7 +160,7 @@ def _rescaled(dictionary, scale):
         p.div_(scale)
     return copied.requires_grad_(False).eval()
 
-# %% ../../nbs/features/03_training.ipynb #10903548
+# %% ../../nbs/features/03_training.ipynb #db6e8acd
 class _Training:
     "Hold the state of one training: dictionary, optimizer, and the tokens since each feature was active."
 
@@ -168,7 +187,7 @@ class _Training:
         rows = batch_rows(len(self.x), self.settings['batch'], step, self.settings['seed'])
         return self.x[rows].to(self.device) * self.settings['scale']
 
-# %% ../../nbs/features/03_training.ipynb #5e698054
+# %% ../../nbs/features/03_training.ipynb #d149c958
 @patch
 def state(self: _Training):
     "Return a copy of all that the next step depends on."
@@ -197,7 +216,7 @@ def result(self: _Training, place, made_from):
     found.made_from = made_from | dict(training=dict(self.settings), history=list(self.history), steps_done=self.step)
     return found
 
-# %% ../../nbs/features/03_training.ipynb #c70e91a5
+# %% ../../nbs/features/03_training.ipynb #4b7f4b37
 @patch
 def take_step(self: _Training):
     "Take one step; return loss, explained variance and L0 of the batch, or None if something is not finite."
@@ -223,7 +242,7 @@ def take_step(self: _Training):
         self.inactive[dead] = 0
     return loss.detach(), error, x, c.detach()
 
-# %% ../../nbs/features/03_training.ipynb #8c8e33d8
+# %% ../../nbs/features/03_training.ipynb #c84cf08b
 @patch
 @torch.no_grad()
 def record(self: _Training, taken, measure):
@@ -234,7 +253,7 @@ def record(self: _Training, taken, measure):
     line['dead'] = (self.inactive > self.settings['dead_after']).float().mean().item()
     self.history.append(line | measure())
 
-# %% ../../nbs/features/03_training.ipynb #a4d4df81
+# %% ../../nbs/features/03_training.ipynb #342452a2
 class TrainingStopped(InputError):
     "Report a training whose loss is not finite; `dictionary` is the last good state, of step `good_step`."
 
@@ -247,10 +266,10 @@ def _stopped(training, good, finish, checkpoint):
     "Return the error for a loss that is not finite; restore the last good state."
     step = training.step
     x = training.batch(step)
-    bad = int((~torch.isfinite(x)).any(1).sum())
+    bad = int((~(x.abs() < 1e18)).any(1).sum())
     why = f'the learning rate may be too large ({training.settings["lr"]})'
     if bad:
-        why = f'{bad} tokens of this batch hold NaN or infinity'
+        why = f'{bad} tokens of this batch hold NaN or numbers above 1e18'
     training.restore(good)
     kept = f" and in '{checkpoint}'" if checkpoint else ''
     error = TrainingStopped(
@@ -261,7 +280,7 @@ def _stopped(training, good, finish, checkpoint):
     error.dictionary, error.step, error.good_step = finish(), step + 1, training.step
     return error
 
-# %% ../../nbs/features/03_training.ipynb #8b3769ea
+# %% ../../nbs/features/03_training.ipynb #f0dce446
 def _run_steps(training, until, every, checkpoint, measure, finish):
     "Take steps until `until`; record, and save the state, every `every` steps."
     steps = training.settings['steps']
@@ -303,7 +322,7 @@ def _read_state(path, settings):
         )
     return state
 
-# %% ../../nbs/features/03_training.ipynb #3fce1802
+# %% ../../nbs/features/03_training.ipynb #7926df4f
 def _settings(acts, kind, width, k, l1, l0, lr, steps, batch, seed, normalise, aux, dead_after):
     "Return the settings of a training by name, defaults filled in; raise `InputError` for values out of range."
     n, d_in = acts.shape
@@ -319,7 +338,7 @@ def _settings(acts, kind, width, k, l1, l0, lr, steps, batch, seed, normalise, a
     settings['acts'] = _acts_hash(acts)
     return settings
 
-# %% ../../nbs/features/03_training.ipynb #82670670
+# %% ../../nbs/features/03_training.ipynb #92661969
 def _scale(x, n=20_000):
     "Return the factor after which the mean square of an entry is 1."
     return float(1 / x[:n].double().pow(2).mean().sqrt().clamp_min(1e-12))
@@ -327,8 +346,6 @@ def _scale(x, n=20_000):
 
 def _acts_hash(x):
     "Return a hash of shape and some rows of the activations."
-    from circuit_sae.core import fingerprint
-
     return fingerprint(list(x.shape), x[:: max(1, len(x) // 64)].contiguous())
 
 
@@ -342,7 +359,7 @@ def _check_finite(x, chunk=65_536):
                 f'token {row} of the activations holds NaN or infinity. Read them again in float32.', code='not-finite'
             )
 
-# %% ../../nbs/features/03_training.ipynb #6b518a2f
+# %% ../../nbs/features/03_training.ipynb #259ae650
 def train_dictionary(
     acts,  # `TokenActs`, or a float tensor [token, d_in]
     kind: str = 'topk',  # 'topk', 'batchtopk', 'jumprelu', 'relu' or 'cunningham'
@@ -388,7 +405,7 @@ def train_dictionary(
     _run_steps(training, min(until or steps, steps), every, checkpoint, measure, finish)
     return finish()
 
-# %% ../../nbs/features/03_training.ipynb #01bb8d66
+# %% ../../nbs/features/03_training.ipynb #ceb816d7
 def _held_out_measure(finish, held_out, model):
     "Return a function that measures the dictionary on held-out text, as a dict for the history."
 
@@ -420,7 +437,7 @@ def fit_figures(
         dead=1 - active.any(0).float().mean().item(),
     )
 
-# %% ../../nbs/features/03_training.ipynb #e23e1b3b
+# %% ../../nbs/features/03_training.ipynb #319cb06c
 @dataclass
 class DictionaryScores:
     "Hold what `evaluate_dictionary` measured on one text."
@@ -456,7 +473,7 @@ def _recovered(losses):
     to_recover = losses[..., 2] - losses[..., 0]
     return np.where(to_recover > 0, losses[..., 2] - losses[..., 1], np.nan) / np.where(to_recover > 0, to_recover, 1)
 
-# %% ../../nbs/features/03_training.ipynb #d458f361
+# %% ../../nbs/features/03_training.ipynb #469700eb
 @patch
 def to_dict(self: DictionaryScores) -> dict:
     "Return the figures as plain values; losses in nats a token."
@@ -476,7 +493,7 @@ def __repr__(self: DictionaryScores):
         f'dead {f["dead"]:.1%}'
     )
 
-# %% ../../nbs/features/03_training.ipynb #1c0da857
+# %% ../../nbs/features/03_training.ipynb #f67e7b86
 class _Moments:
     "Collect what L0, explained variance and dead features need, batch by batch."
 
@@ -499,7 +516,7 @@ class _Moments:
         variance = self.squares - (self.total.pow(2).sum() / self.n).item()
         return self.active / self.n, 1 - self.error / variance, 1 - self.ever.float().mean().item()
 
-# %% ../../nbs/features/03_training.ipynb #4535393d
+# %% ../../nbs/features/03_training.ipynb #4404f5a1
 def _rebuild(dictionary, moments, skip, inside):
     "Return an edit that puts the reconstruction in place of the activation, from position `skip` on."
 
@@ -516,8 +533,42 @@ def _zeros(skip):
     "Return an edit that puts zeros in place of the activation, from position `skip` on."
     return lambda x: torch.cat([x[:, :skip], torch.zeros_like(x[:, skip:])], 1)
 
-# %% ../../nbs/features/03_training.ipynb #be1819f4
+# %% ../../nbs/features/03_training.ipynb #646caca0
+def _losses_with(model, batch, edits, skip):
+    "Return the summed cross-entropy of each document without an edit and with each of several, [document, 1 + edit]."
+    _, ids, lengths = batch
+    columns = []
+    for edit in [{}, *edits]:
+        with edited(model, edit):
+            columns.append(token_losses(model, ids, lengths)[:, skip:].double().sum(1).cpu())
+    return torch.stack(columns, 1).numpy()
+
+
 @torch.no_grad()
+def evaluate_dictionaries(
+    model,  # A TransformerLens bridge
+    dictionaries: list,  # Dictionaries of one site
+    text,  # Held-out text: `Documents`, a `Task`, a `BoundTask`, or texts
+    site=None,  # Where to put the reconstructions; default: the site of the first dictionary
+    batch_size: int = 8,  # Documents in a forward pass
+    skip: int = 1,  # Positions at the beginning of each document that stay as they are
+) -> list:  # `DictionaryScores`, one a dictionary
+    "Measure several dictionaries of one site; the passes without them are shared. See `evaluate_dictionary`."
+    site = [check_dictionary(d, model, site) for d in dictionaries][0]
+    documents = as_documents(model, text)
+    moments = [_Moments(d) for d in dictionaries]
+    place = next(model.original_model.parameters()).device
+    own = [copy.deepcopy(d).eval().to(place) for d in dictionaries]
+    losses = np.zeros((len(documents), 2 + len(own)))
+    for batch in progress(list(documents.batches(batch_size)), 'evaluating', unit='batch'):
+        inside = torch.arange(batch[1].shape[1]) < torch.as_tensor(batch[2])[:, None]
+        edits = [_zeros(skip), *(_rebuild(d, m, skip, inside) for d, m in zip(own, moments))]
+        losses[batch[0]] = _losses_with(model, batch, [{site: edit} for edit in edits], skip)
+    n_tokens = sum(max(len(row) - 1 - skip, 0) for row in documents.ids)
+    columns = [losses[:, [0, 2 + i, 1]] for i in range(len(own))]
+    return [DictionaryScores(*m.figures(), c, n_tokens, documents.name) for m, c in zip(moments, columns)]
+
+# %% ../../nbs/features/03_training.ipynb #b18446a0
 def evaluate_dictionary(
     model,  # A TransformerLens bridge
     dictionary: Dictionary,  # A sparse dictionary or a basis
@@ -531,21 +582,9 @@ def evaluate_dictionary(
     1. Run each document unchanged, with the reconstruction in place of the activation, and with zeros in its place.
     2. Sum the cross-entropy of the tokens behind replaced positions.
     """
-    site = check_dictionary(dictionary, model, site)
-    documents = as_documents(model, text)
-    moments = _Moments(dictionary)
-    losses = np.zeros((len(documents), 3))
-    dictionary = copy.deepcopy(dictionary).eval().to(next(model.original_model.parameters()).device)
-    for rows, ids, lengths in progress(list(documents.batches(batch_size)), 'evaluating', unit='batch'):
-        inside = torch.arange(ids.shape[1]) < torch.as_tensor(lengths)[:, None]
-        edits = [{}, {site: _rebuild(dictionary, moments, skip, inside)}, {site: _zeros(skip)}]
-        for column, edit in enumerate(edits):
-            with edited(model, edit):
-                losses[rows, column] = token_losses(model, ids, lengths)[:, skip:].double().sum(1).cpu()
-    n_tokens = sum(max(len(row) - 1 - skip, 0) for row in documents.ids)
-    return DictionaryScores(*moments.figures(), losses, n_tokens, documents.name)
+    return evaluate_dictionaries(model, [dictionary], text, site, batch_size, skip)[0]
 
-# %% ../../nbs/features/03_training.ipynb #dc8f8203
+# %% ../../nbs/features/03_training.ipynb #8c815a54
 _CURVES = [
     ('loss', ['loss']),
     ('L0', ['l0', 'held_out_l0']),
