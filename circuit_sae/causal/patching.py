@@ -422,9 +422,10 @@ def measure_heads(
     n_rows: int = None,  # Rows of a forward pass at most; default: see `rows_at_once`
 ):  # An iterator over the forward passes; it gives the number of rows of each
     "Patch the wanted heads on every pair of the batch on which they have not been measured."
-    for group in similar_pairs(self.bound, self.pairs, int(wanted.sum())):
+    lacks = np.isnan(effects.patched[self.pairs]) & wanted
+    for group in similar_pairs(self.bound, self.pairs, int(lacks.any(0).sum())):
         own = np.flatnonzero(np.isin(self.pairs, group.pairs))
-        head, pair = np.nonzero((np.isnan(effects.patched[self.pairs[own]]) & wanted).T)
+        head, pair = np.nonzero(lacks[own].T)
         start = self.substitutes.start(group)
         most = n_rows or rows_at_once(self.mid, start, group.positives.shape[1])
         for i in range(0, len(head), most):
@@ -471,7 +472,7 @@ def patch_heads(
     ablation: str = 'resample',  # 'resample', 'mean' or 'zero'
     positions='all',  # 'all', 'last' or a list of positions, negative ones from the end
     metric='logit_diff',  # A key of `METRICS`, 'kl_div', or a function of (logits, answers, wrong answers)
-    batch_size: int = None,  # Pairs in a batch; a pass has at most as many rows as these have in a layer; default: chosen
+    batch_size: int = None,  # Pairs in a batch; a pass has at most one row for each and each head of a layer; default: chosen
     out=None,  # A `.safetensors` file for the result and, until then, for the effects measured so far
     heads=None,  # Which heads to patch, in any spelling; default: all. The others have the effect NaN
 ) -> HeadEffects:  # Raises `InputError` if the two prompts of a pair differ in length, or if `out` holds something else
