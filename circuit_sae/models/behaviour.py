@@ -259,7 +259,14 @@ def judge(
 # %% ../../nbs/models/07_behaviour.ipynb #5b94db5d
 def _logsumexp(logits, tokens):
     "Return the log of the summed exponentials over each row's `tokens`, [batch]."
-    return torch.stack([row[list(t)].logsumexp(-1) for row, t in zip(logits, tokens)])
+    counts = torch.tensor([len(t) for t in tokens])
+    longest = int(counts.max())
+    columns = torch.tensor([[*t, *[0] * (longest - len(t))] for t in tokens], device=logits.device)
+    found = logits.gather(1, columns.long() % logits.shape[1])  # negative columns count from the end
+    if (counts < longest).any():
+        behind = torch.arange(longest) >= counts[:, None]
+        found = found.masked_fill(behind.to(logits.device), -torch.inf)
+    return found.logsumexp(-1)
 
 
 def logit_diff(
