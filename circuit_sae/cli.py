@@ -57,9 +57,10 @@ def _add_task(c, n=250, task_seed=0, batch_size=50):
     add(
         '--answer_token',
         default='whole',
-        help="for a task file: 'whole' if every answer is one token, 'first' to count only the first token",
+        help="for a task file: 'whole' counts all tokens of an answer, 'first' only the first one, 'one' refuses "
+        'answers of several tokens',
     )
-    add('--any_length', action='store_true', help='for a task file: allow the prompts of a pair to differ in length')
+    add('--equal_length', action='store_true', help='for a task file: refuse pairs whose prompts differ in length')
     chat = "for a task file: write prompts in the model's chat template; a text that follows begins the reply"
     add('--chat', nargs='?', const=True, default=False, help=chat)
 
@@ -241,7 +242,7 @@ def _parser():
 def _options(args):
     "Return the option for each argument that a message may name."
     options = {name: f'--{name}' for name in vars(args) if name not in ('command', 'task', 'debug')}
-    special = {'equal_length=False': '--any_length', 'chat=True': '--chat', 'confirm=False': '--no-confirm'}
+    special = {'equal_length=False': 'leave out --equal_length', 'chat=True': '--chat', 'confirm=False': '--no-confirm'}
     return options | special
 
 

@@ -224,6 +224,7 @@ class Found:
         self.flow = flow
         self.confirmation = confirmation
         self.nodes = circuit.scores
+        self.note = ''  # why the default score could not rank the heads
 
     @property
     def behaviour(self):  # `Behaviour`
@@ -269,7 +270,7 @@ def pairs_used(self: Found) -> str:
         text += f', {self.screen.made_from.get("n_pairs", n)} for {self.screen.name}'
     if self.confirmation is not None:
         text += f', {self.confirmation.n_used} for confirmation'
-    return text
+    return f'{text}. {self.note}'.rstrip() if self.note else text
 
 # %% ../nbs/04_find.ipynb #0529277c
 @patch
@@ -457,15 +458,27 @@ def _bind(model, task):
     return bind_task(bound.model, bound.task.take(bound.n))
 
 
+def _no_flow(bound):
+    "Return why attribution ranks the heads of this task and not the flow; '' if the flow can."
+    reasons = []
+    if bound.uneven:
+        reasons.append(f'prompts of unequal length in {len(bound.uneven)} of {bound.n} pairs')
+    if bound.long_answers:
+        reasons.append(f'answers of several tokens in {len(bound.long_answers)} of {bound.n} pairs')
+    return f'Attribution patching ranks the heads, because of {" and ".join(reasons)}.' if reasons else ''
+
+
 def _check_run(bound, settings):
-    "Check settings, task and model; let attribution rank the heads if no score is given and the flow cannot run."
-    if settings.score is None and settings.ranking == 'flow' and bound.uneven:
+    "Check settings, task and model. Attribution ranks the heads if no score is given and the flow cannot run; say why."
+    note = _no_flow(bound) if settings.score is None and settings.ranking == 'flow' else ''
+    if note:
         settings.score = 'attribution'
     settings.check(bound.task)
     if settings.ranking == 'flow':
         check_flow(bound.model, bound.task)
     else:
         check_model(bound, 'activations')
+    return note
 
 # %% ../nbs/04_find.ipynb #50b8d982
 def find_circuit(
@@ -500,9 +513,10 @@ def find_circuit(
     given = {k: v for k, v in locals().items() if k in names}
     settings = FindSettings(**given, changes=changes)
     bound = _bind(model, task)
-    _check_run(bound, settings)
+    note = _check_run(bound, settings)
     folder = check_writable(out) if out else None
     found = _find(bound, settings, folder)
+    found.note = note
     if folder:
         found.save(folder, stages=False)
     return found

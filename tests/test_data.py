@@ -233,7 +233,7 @@ def test_every_pair_that_does_not_fit_is_named(tokenizer, tmp_path):
     examples[4] = examples[4]._replace(wrong=('Alice',))
     Task('x', examples).save(tmp_path / 'x.jsonl')
     with pytest.raises(InputError) as e:
-        Task.from_data(tmp_path / 'x.jsonl').tokens(tokenizer)
+        Task.from_data(tmp_path / 'x.jsonl', answer_token='one').tokens(tokenizer)
     assert e.value.code == 'answer-token'
     assert "x.jsonl' line 3): the answer ' Bartholomew'" in str(e.value)
     assert "x.jsonl' line 5): the wrong answer 'Alice'" in str(e.value)
@@ -456,25 +456,6 @@ def test_json_of_numpy_and_surrogates(tmp_path):
 
 
 def test_advice_names_only_options_that_exist():
-    options = {'n_train': '--n_train', 'equal_length=False': '--any_length'}
-    assert (
-        as_options('`n_train=5`, `equal_length=False` or `seeds=3`', options)
-        == '--n_train 5, --any_length or `seeds=3`'
-    )
-    assert as_options('`equal_length=True`', options) == '`equal_length=True`'
-
-
-@pytest.mark.parametrize('arguments', [['tasks'], ['no_such_command'], ['check', 'no_such_file.csv'], []])
-def test_python_m(arguments):
-    "`python -m circuit_sae` is the command with its exit status; a missing file is refused before PyTorch is imported."
-    r = subprocess.run(
-        [sys.executable, '-X', 'importtime', '-m', 'circuit_sae', *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    assert r.returncode == (0 if arguments == ['tasks'] else 2)
-    assert not [
-        line
-        for line in r.stderr.split('\n')
-        if line.startswith('import time') and line.split('|')[-1].strip() == 'torch'
-    ]
-    if 'check' in arguments:
-        assert "there is no file 'no_such_file.csv'" in r.stderr
+    options = {'n_train': '--n_train', 'confirm=False': '--no-confirm'}
+    assert as_options('`n_train=5`, `confirm=False` or `seeds=3`', options) == '--n_train 5, --no-confirm or `seeds=3`'
+    assert as_options('`confirm=True`', options) == '`confirm=True`'

@@ -210,13 +210,25 @@ def outside(browser, served):
     return [u for u in browser.requests() if not u.startswith((served, 'data:', 'blob:', 'about:', 'chrome'))]
 
 
+OPEN_IN_A_FRAME = """
+const [address, done] = arguments
+const frame = document.createElement('iframe')
+frame.style = 'width: 1200px; height: 900px'
+frame.src = address
+frame.onload = () => setTimeout(() => { frame.remove(); done() }, 20)
+document.body.prepend(frame)
+"""
+
+
 def test_every_page_opens(browser, served, pages):
-    "Check that no script fails and no request leaves this machine."
+    "Check that no script fails and no request leaves this machine; a page in a frame costs a fourth of one in a tab."
+    browser.open(served + 'index.html')
     amiss = []
     for name in pages:
-        browser.open(served + name)
+        browser.driver.execute_async_script(OPEN_IN_A_FRAME, served + name)
         if said := list(browser.messages()):
             amiss.append((name, said))
+            browser.log.clear()
         if asked := outside(browser, served):
             amiss.append((name, asked))
     assert not amiss
@@ -249,11 +261,11 @@ def test_search_lands_on_the_page(browser, served, word, page):
 
 
 def test_search_finds_every_name(browser, served):
-    "Check for every tenth name that the search lists its own section first."
+    "Check for every thirtieth name that the search lists its own section first."
     browser.open(f'{served}index.html')
     search(browser, 'find_circuit')
     names = {n: module_page(m) for m in MODULES for n in documented(m)}
-    names = dict(list(names.items())[::10])
+    names = dict(list(names.items())[::30])
     found = browser(
         """(async names => {
             const index = await (await fetch("search.json")).json()

@@ -88,9 +88,9 @@ def _measure_batch(bound, batch, keep, passes, metric, rows):
     return np.stack(measured)
 
 # %% ../../nbs/causal/02_verify.ipynb #f8ad4c07
-def _measure_ablations(bound, keep, ablations, metric, batch_size):
+def _measure_ablations(bound, keep, ablations, metric, batch_size, answers):
     "Return the metric on positives [ablation, set, pair], and on negatives without ablation [pair]."
-    batches = pair_batches(bound, batch_size, pad=False)
+    batches = pair_batches(bound, batch_size, pad=False, answers=answers)
     out = np.zeros((len(ablations), len(keep), bound.n), dtype=np.float32)
     negative = np.zeros(bound.n, dtype=np.float32)
     with progress(None, f'{bound.name}: verifying', len(ablations) * len(batches), 'batch') as bar:
@@ -114,9 +114,10 @@ def measure_sets(
 ) -> tuple:  # (metric on positives, float32 [ablation, set, pair]; on negatives without ablation, float32 [pair])
     "Measure the positives once with each set of heads and each ablation."
     bound = bind_task(model, task)
-    check_pairs(bound, answers=metric != 'kl_div', equal_length=False)
+    answers = metric != 'kl_div'
+    check_pairs(bound, answers, equal_length=False, long_answers=True)
     keep = np.asarray(sets, dtype=bool).reshape(-1, bound.model.cfg.n_layers, bound.model.cfg.n_heads)
-    return _measure_ablations(bound, keep, ablations, pair_metric(metric), batch_size)
+    return _measure_ablations(bound, keep, ablations, pair_metric(metric), batch_size, answers)
 
 # %% ../../nbs/causal/02_verify.ipynb #846b7415
 class Verification:

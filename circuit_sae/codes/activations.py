@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core import InputError, fingerprint, one_of, progress, read_tensors, save_tensors
 from ..data.batches import PairBatch, bind_task, pair_batches
 from ..data.tasks import Encoder, Task
-from ..models.behaviour import Behaviour, judge
+from ..models.behaviour import Behaviour, check_behaviour, judge
 from ..models.forward import run_pairs
 from ..models.support import check_model
 from ..models.writes import head_shape, write_matrices
@@ -208,9 +208,9 @@ def judge(
     positives,  # Logits at the last position of the positives, float [batch, d_vocab]
     negatives,  # The same of the negatives
 ):
-    "Record how well the model does the task on a batch."
+    "Record how well the model does the task on a batch; answers of several tokens need passes of their own."
     for rows, logits in ((batch.pairs, positives), (batch.pairs + self.bound.n, negatives)):
-        self.judged[rows] = self.bound.measure(judge, logits, rows)
+        self.judged[rows] = 0 if self.bound.long_answers else self.bound.measure(judge, logits, rows)
 
 # %% ../../nbs/codes/00_activations.ipynb #91c94442
 @patch
@@ -307,7 +307,10 @@ def cache_head_acts(
     W = write_matrices(bound.model)
     _run_missing(pooled, batch_size)
     labels = bound.tokens.is_positive
-    return HeadActs(pooled.z, W.cpu(), labels, _made_from(bound, pool), Behaviour(pooled.judged, labels, bound.name))
+    behaviour = Behaviour(pooled.judged, labels, bound.name)
+    if bound.long_answers:
+        behaviour = check_behaviour(bound, batch_size=batch_size)
+    return HeadActs(pooled.z, W.cpu(), labels, _made_from(bound, pool), behaviour)
 
 # %% ../../nbs/codes/00_activations.ipynb #46d6b1d7
 def _differences(have, want, where=''):

@@ -23,7 +23,8 @@ def pad_rows(
 ) -> np.ndarray:  # int [row, position]
     "Return rows of one length: shorter rows repeat their last token."
     longest = max(map(len, rows))
-    return np.stack([np.pad(np.asarray(r), (0, longest - len(r)), 'edge') for r in rows])
+    fill = [max(r[-1], ~r[-1]) for r in rows]  # a token of an answer is written as ~id; padding is no such token
+    return np.stack([np.pad(np.asarray(r), (0, longest - len(r)), constant_values=f) for r, f in zip(rows, fill)])
 
 # %% ../../nbs/data/03_batches.ipynb #1f5ce148
 class Alignment(NamedTuple):
@@ -207,14 +208,19 @@ def align_pair(
 
 # %% ../../nbs/data/03_batches.ipynb #f08db22f
 class PairBatch(NamedTuple):
-    "Hold prompt pairs for one forward pass."
+    """Hold prompt pairs for one forward pass.
+
+    With `pair_batches(..., answers=True)`, a pair has a row for each of its answers of several tokens. These tokens stand
+    behind the prompt, written as `~id`, that is -1 - id: `forward` gives them to the model and scores them.
+    """
 
     pairs: np.ndarray  # Numbers of the pairs, int [batch]
     positives: np.ndarray  # Token ids, padded behind their end, int [batch, position]
     negatives: np.ndarray  # Token ids, padded behind their end, int [batch, position]
-    lengths: np.ndarray  # Lengths without padding, int [2, batch]
+    lengths: np.ndarray  # Lengths of the prompts, without answer and padding, int [2, batch]
     start: int  # The first position at which any negative differs from its positive
     partners: np.ndarray = None  # Corresponding position in the negative, int [batch, position of the positive]
+    n_answer: int = 0  # Tokens of the longest answer behind a prompt
 
 # %% ../../nbs/data/03_batches.ipynb #d80a8ba4
 @patch(as_prop=True)
@@ -222,8 +228,21 @@ def is_aligned(self: PairBatch) -> bool:
     "Return whether position `i` of every positive corresponds to position `i` of its negative."
     if self.partners is None:
         return True
-    same = np.minimum(np.arange(self.partners.shape[1]), self.lengths[0][:, None] - 1)
+    ends = self.lengths[0] + (self.positives < 0).sum(1)  # with the answer
+    same = np.minimum(np.arange(self.partners.shape[1]), ends[:, None] - 1)
     return bool((self.lengths[0] == self.lengths[1]).all() and (self.partners == same).all())
+
+
+@patch(as_prop=True)
+def n_rows(self: PairBatch) -> np.ndarray:
+    "Return how many rows the pair of each row has, int [batch]."
+    return (self.pairs[:, None] == self.pairs).sum(1)
+
+
+@patch(as_prop=True)
+def answer_number(self: PairBatch) -> np.ndarray:
+    "Return which of its pair's rows each row is, int [batch]."
+    return np.tril(self.pairs[:, None] == self.pairs, -1).sum(1)
 
 
 @patch
@@ -301,6 +320,11 @@ class BoundTask:
         return all(self.tokens.answers) and all(self.tokens.wrongs)
 
     @property
+    def long_answers(self) -> list:
+        "Return the numbers of the pairs that have an answer or a wrong answer of several tokens, int [pair]."
+        return [i for i in range(self.n) if self.tokens.sequences(i)]
+
+    @property
     def uneven(self) -> list:
         "Return the numbers of the pairs whose prompts differ in length, int [pair]."
         ids = self.tokens.ids
@@ -349,10 +373,10 @@ def take(
 def measure(
     self: BoundTask,
     metric,  # A function of (logits [batch, d_vocab], answers, wrong answers) that returns [batch]
-    logits,  # Logits at the last position, float [batch, d_vocab]
+    logits,  # Logits at the end of the prompt, float [batch, d_vocab]
     rows,  # The row of each: the number of its pair, or pair + n for a negative, int [batch]
 ):  # The value of `metric`
-    "Apply a metric with the answers of the rows."
+    "Apply a metric with the answers of the rows; see `TaskTokens.measure`."
     return self.tokens.measure(metric, logits, rows)
 
 # %% ../../nbs/data/03_batches.ipynb #d2c75011
@@ -371,15 +395,30 @@ def _check_answers(bound):
         code='no-answers',
     )
 
+# %% ../../nbs/data/03_batches.ipynb #38e8a5e7
+def _check_short_answers(bound):
+    "Raise `InputError` if an answer has several tokens."
+    long = bound.long_answers
+    if long:
+        more = f', and so have {len(long) - 1} more of {bound.n} pairs' if long[1:] else ''
+        raise InputError(
+            f'{bound.task.place(long[0])} has an answer of several tokens{more}, but this stage measures one token. '
+            "Use other answers, or count their first tokens: `answer_token='first'`.",
+            code='long-answers',
+        )
+
 # %% ../../nbs/data/03_batches.ipynb #9c8052e3
 def check_pairs(
     bound: BoundTask,  # The task
     answers: bool = True,  # Must every pair have an answer token and a wrong token?
     equal_length: bool = True,  # Must the prompts of a pair have the same length? Not where the alignment is used
+    long_answers: bool = False,  # May answers have several tokens? Where `pair_batches(bound, answers=True)` is used
 ):
     "Raise `InputError` unless the prompts of every pair have the same length and, if asked, answers."
     if answers:
         _check_answers(bound)
+        if not long_answers:
+            _check_short_answers(bound)
     uneven = bound.uneven
     if not equal_length or not uneven:
         return
@@ -448,23 +487,31 @@ def _padded_batches(shapes, order, batch_size, pass_cost):
     return [order[part] for part in _best_cuts([shapes[i] for i in order], batch_size, pass_cost)]
 
 
-def _equal_batches(shapes, order, batch_size):
-    "Return lists of pair numbers, each of pairs with the same two lengths."
+def _equal_batches(shapes, order, batch_size, sequences):
+    "Return lists of pair numbers, each of pairs with the same two lengths and the same length of the longest answer."
     by_length = {}
     for i in order:
-        by_length.setdefault(shapes[i][:2], []).append(i)
+        n_answer = max(map(len, sequences.get(i, [])), default=0)
+        by_length.setdefault((*shapes[i][:2], n_answer), []).append(i)
     groups = [np.array(group) for _, group in sorted(by_length.items())]
     return [group[k : k + batch_size] for group in groups for k in range(0, len(group), batch_size)]
 
 
-def _make_batch(bound, pairs, shapes):
-    "Return the `PairBatch` of these pair numbers."
-    positives = [bound.tokens.ids[i] for i in pairs]
-    negatives = [bound.tokens.ids[i + bound.n] for i in pairs]
+def _make_batch(bound, pairs, shapes, sequences):
+    "Return the `PairBatch` of these pair numbers, with a row for each of these answers; without answers one a pair."
+    answers = [answer for i in pairs for answer in sequences.get(i) or [()]]
+    pairs = np.repeat(pairs, [len(sequences.get(i) or [()]) for i in pairs])
+    n_answer = max(map(len, answers))
+    positives, negatives = [[bound.tokens.ids[i + first] for i in pairs] for first in (0, bound.n)]
     lengths = np.array([[len(p) for p in positives], [len(q) for q in negatives]])
-    partners = pad_rows([bound.align(i).partners for i in pairs])
+    partners = [bound.align(i).partners for i in pairs]
+    if n_answer:
+        partners = [np.r_[own, n + np.arange(len(a))] for own, n, a in zip(partners, lengths[1], answers)]
+        scored = [[~token for token in answer] for answer in answers]
+        positives, negatives = [[[*p, *a] for p, a in zip(x, scored)] for x in (positives, negatives)]
     start = min(shapes[i][2] for i in pairs)
-    return PairBatch(pairs, pad_rows(positives), pad_rows(negatives), lengths, start, partners)
+    padded = [pad_rows(x) for x in (positives, negatives, partners)]
+    return PairBatch(pairs, *padded[:2], lengths, start, padded[2], n_answer)
 
 # %% ../../nbs/data/03_batches.ipynb #8e4edc90
 def pair_batches(
@@ -473,6 +520,7 @@ def pair_batches(
     pad: bool = True,  # Pad shorter prompts? If not, every batch has prompts of one length
     only=None,  # Numbers of the pairs to include, int [pair]; default: all
     pass_cost: int = 100,  # The cost of one more batch, in tokens
+    answers: bool = False,  # Append answers of several tokens? A pair then has a row for each; see `PairBatch`
 ) -> list:  # `PairBatch`es; raises `InputError` if `batch_size` is below 1
     "Cut the pairs of a task into batches of similar length."
     if batch_size < 1:
@@ -480,11 +528,14 @@ def pair_batches(
     ids, n = bound.tokens.ids, bound.n
     shapes = [(len(p), len(q), first_difference(p, q)) for p, q in zip(ids[:n], ids[n:])]
     order = np.array(sorted(range(n) if only is None else only, key=lambda i: shapes[i]), dtype=int)
+    sequences = {i: bound.tokens.sequences(i) for i in order} if answers else {}
+    most = max(map(len, sequences.values()), default=0)
+    batch_size = max(1, batch_size // max(1, most))  # a pair has a row for each of its answers
     if pad:
         groups = _padded_batches(shapes, order, batch_size, pass_cost)
     else:
-        groups = _equal_batches(shapes, order, batch_size)
-    return [_make_batch(bound, pairs, shapes) for pairs in groups]
+        groups = _equal_batches(shapes, order, batch_size, sequences)
+    return [_make_batch(bound, pairs, shapes, sequences) for pairs in groups]
 
 # %% ../../nbs/data/03_batches.ipynb #a1725102
 def bind_task(

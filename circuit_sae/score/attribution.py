@@ -238,8 +238,11 @@ def _all_effects(bound, batch_size, **settings):
     "Return the effects on all pairs, [pair, n_layers * n_heads], and the changes of the metric, [pair]."
     effects = np.zeros((bound.n, bound.model.cfg.n_layers * bound.model.cfg.n_heads))
     changes = np.zeros(bound.n)
-    for batch in progress(pair_batches(bound, batch_size), f'{bound.name}: attribution', unit='batch'):
-        effects[batch.pairs], changes[batch.pairs] = _pair_effects(bound, batch, **settings)
+    answers = settings['metric'] not in FREE_METRICS
+    batches = pair_batches(bound, batch_size, answers=answers)
+    for batch in progress(batches, f'{bound.name}: attribution', unit='batch'):
+        parts, changes[batch.pairs] = _pair_effects(bound, batch, **settings)
+        np.add.at(effects, batch.pairs, parts / batch.n_rows[:, None])  # every row of a pair has the metric of the pair
     return effects, changes
 
 # %% ../../nbs/score/04_attribution.ipynb #01236ff6
@@ -389,7 +392,7 @@ def attribute_heads(
     bound = bind_task(model, task)
     check_model(bound, 'attribution')
     place = _place(steps, at)
-    check_pairs(bound, answers=needs_answers, equal_length=place != 'positive')
+    check_pairs(bound, answers=needs_answers, equal_length=place != 'positive', long_answers=True)
     rules = [*rules, *(softer_softmax(bound.model, temperature) if temperature != 1 else ())]
     effects, changes = _all_effects(bound, batch_size, metric=metric, at=place, rules=rules)
     check_difference(changes.sum(), bound.n)
