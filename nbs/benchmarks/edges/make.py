@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from circuit_sae.bench.edges import EDGE_LEAGUES, product_scores, score_edges
+from circuit_sae.score.edges import EDGE_LEAGUES, product_scores, score_edges
 from circuit_sae.causal.patching import HeadEffects
 from circuit_sae.core import whole_file
 from circuit_sae.data.batches import bind_task
