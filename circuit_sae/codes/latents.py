@@ -172,7 +172,7 @@ def _check_norms(model):
             code='norm-behind-attention',
         )
 
-# %% ../../nbs/codes/04_latents.ipynb #95fe00c7
+# %% ../../nbs/codes/04_latents.ipynb #9c22f2eb
 def _own_positions(batch, device):
     """Return which positions of the prompts to compare, as tensors [pair, position]; the last position is the last.
 
@@ -216,7 +216,7 @@ def _attribute_batch(bound, sae, W, scales, metric, batch):
         layers.append((whole, parts.sum(1), parts.sum(0)))
     return [gap, *(torch.cat(x, dim) for x, dim in zip(zip(*layers), (2, 1, 1)))]
 
-# %% ../../nbs/codes/04_latents.ipynb #7370d715
+# %% ../../nbs/codes/04_latents.ipynb #e474652b
 def _on_device(sae, device):
     "Return an autoencoder on a device; a copy if it is on another."
     return sae if sae.W_enc.device == device else copy.deepcopy(sae).to(device)
