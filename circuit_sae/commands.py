@@ -361,7 +361,7 @@ def speed_command(args):
     "Time every stage beside its plainest equivalent and print the table."
     from circuit_sae.bench.speed import speed
 
-    print(speed(args.model, args.task, args.n, args.stages, args.out, args.repeats))
+    print(speed(args.model, args.task, args.n, args.stages, args.out, args.repeats, args.device))
     if args.out:
         print(f'\nwrote {args.out}')
 

@@ -175,7 +175,7 @@ def test_copies_do_not_grow_with_layers_and_pairs(tiny, deep):
         bound.identity
         with CountingDevice(model) as device:
             copies['acts', n], acts = device.count(lambda: cache_head_acts(bound, batch_size=3))
-            copies['sae', n], sae = device.count(lambda: train_sae(acts, n_epochs=n, d_sae=20))
+            copies['sae', n], sae = device.count(lambda: train_sae(acts, n_examples=4, n_epochs=n, d_sae=20))
             copies['codes', n], _ = device.count(lambda: sae.codes(acts))
             copies['health', n], _ = device.count(lambda: sae_health(sae, acts))
             attribute_codes(bound, sae=sae, n=1)  # what is done once for a model
