@@ -205,6 +205,7 @@ def _add_speed(sub):
     c.add_argument('--n', type=int, default=250, help='number of pairs of a positive and a negative prompt')
     _names(c, '--stages', 'stages such as "node scores" (default: all)')
     c.add_argument('--repeats', type=int, default=1, help='how often everything is run at least; the shortest counts')
+    c.add_argument('--device', help='where to load the model, such as cuda (default: a GPU if there is one)')
     c.add_argument('--out', help='.json file for the table (default: none)')
 
 # %% ../nbs/06_cli.ipynb #9fd0c868

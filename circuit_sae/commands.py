@@ -419,7 +419,7 @@ def speed_command(args):
     _announce(args)
     from circuit_sae.bench.speed import speed
 
-    print(speed(args.model, args.task, args.n, args.stages, args.out, args.repeats))
+    print(speed(args.model, args.task, args.n, args.stages, args.out, args.repeats, args.device))
     if args.out:
         print(f'\nwrote {args.out}')
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig
 
 from circuit_sae.bench import speed as speed_module
+from circuit_sae.bench.counting import CountingDevice
 from circuit_sae.bench.speed import SPEED_STAGES, on_paper, speed
 from circuit_sae.bench.timing import (
     Row,
@@ -23,10 +25,15 @@ from circuit_sae.bench.timing import (
     race,
 )
 from circuit_sae.codes.activations import cache_head_acts
+from circuit_sae.codes.health import sae_health
+from circuit_sae.codes.latents import attribute_codes
 from circuit_sae.codes.train import train_sae
 from circuit_sae.core import InputError
-from circuit_sae.data.prompts import ioi_task
-from circuit_sae.models.load import tiny_model
+from circuit_sae.data.batches import bind_task
+from circuit_sae.data.prompts import ioi_task, tiny_tokenizer
+from circuit_sae.models.load import save_random_model, tiny_model
+from circuit_sae.score.attribution import attribute_heads
+from circuit_sae.score.flow import difference_flow
 from circuit_sae.score.unique_codes import node_scores, pair_counts
 
 STAGES = ['node scores', 'edge scores', 'SAE training', 'edges, 1,024 heads', 'find']
@@ -35,6 +42,14 @@ STAGES = ['node scores', 'edge scores', 'SAE training', 'edges, 1,024 heads', 'f
 @pytest.fixture(scope='module')
 def tiny():
     return tiny_model()
+
+
+@pytest.fixture(scope='module')
+def deep(tmp_path_factory):
+    "Return a narrow model of eight layers, in which several heads share a key and a value."
+    shape = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=8, num_attention_heads=4)
+    config = LlamaConfig(vocab_size=len(tiny_tokenizer()), num_key_value_heads=2, **shape)
+    return save_random_model(config, tmp_path_factory.mktemp('deep'), device='cpu')
 
 
 @pytest.fixture(scope='module')
@@ -143,3 +158,50 @@ def test_the_command_line_has_it():
     code = "from circuit_sae.cli import main; main(['--help'])"
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert run.returncode == 0 and 'speed' in run.stdout
+
+
+@pytest.mark.parametrize('stage', ['activations', 'training', 'flow', 'find'])
+def test_counts_meet_their_targets(deep, stage):
+    "Operators and copies to the host are the same on every machine; they predict the time on a GPU."
+    (row,) = speed(deep, 'ioi', 8, [f'work: {stage}'])
+    assert row.met, row
+
+
+def test_copies_do_not_grow_with_layers_and_pairs(tiny, deep):
+    "Each stage copies its results to the host a fixed number of times."
+    copies = {}
+    for model, n in ((tiny, 4), (deep, 12)):
+        bound = bind_task(model, ioi_task(n=n))
+        bound.identity
+        with CountingDevice(model) as device:
+            copies['acts', n], acts = device.count(lambda: cache_head_acts(bound, batch_size=3))
+            copies['sae', n], sae = device.count(lambda: train_sae(acts, n_examples=4, n_epochs=n, d_sae=20))
+            copies['codes', n], _ = device.count(lambda: sae.codes(acts))
+            copies['health', n], _ = device.count(lambda: sae_health(sae, acts))
+            attribute_codes(bound, sae=sae, n=1)  # what is done once for a model
+            copies['latents', n], _ = device.count(lambda: attribute_codes(bound, sae=sae, batch_size=3))
+            difference_flow(bound, n=1)
+            copies['flow', n], _ = device.count(lambda: difference_flow(bound, edges='all', batch_size=3))
+            copies['attribution', n], _ = device.count(lambda: attribute_heads(bound, batch_size=3))
+    for stage in {stage for stage, _ in copies}:
+        assert copies[stage, 4].to_host == copies[stage, 12].to_host <= 8, (stage, copies[stage, 4], copies[stage, 12])
+
+
+def test_results_are_those_of_the_cpu(deep):
+    bound = bind_task(deep, ioi_task(n=6))
+    acts = cache_head_acts(bound)
+    flow = difference_flow(bound, edges=True)
+    effects = attribute_heads(bound)
+    sae = train_sae(acts, n_epochs=20, d_sae=30)
+    with CountingDevice(deep):
+        acts2 = cache_head_acts(bound)
+        flow2 = difference_flow(bound, edges=True)
+        effects2 = attribute_heads(bound)
+        sae2 = train_sae(acts2, n_epochs=20, d_sae=30).to('cpu')
+        z = acts2.z.cpu()
+    np.testing.assert_allclose(z, acts.z, atol=1e-6)
+    np.testing.assert_allclose(acts2.behaviour.judged, acts.behaviour.judged, atol=1e-4)
+    np.testing.assert_allclose(flow2.by_pair, flow.by_pair, atol=1e-5)
+    np.testing.assert_allclose(flow2.between, flow.between, atol=1e-5)
+    np.testing.assert_allclose(effects2.by_pair, effects.by_pair, atol=1e-6)
+    np.testing.assert_allclose(sae2.losses, sae.losses, rtol=1e-4)

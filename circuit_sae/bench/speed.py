@@ -16,9 +16,11 @@ import torch
 from fastcore.basics import patch
 
 # %% ../../nbs/bench/06_speed.ipynb #5578db50
+from .counting import count_work
 from .scorers import class_difference
 from .timing import Row, SpeedTable, fresh_python, machine, matmul_rate, race, timed
 from .timing import literal_node_scores, literal_pair_counts, literal_train
+from ..causal.patching import patch_heads
 from ..circuit import predict_circuit
 from ..codes.activations import cache_head_acts
 from ..codes.train import draw_examples, train_sae, training_points
@@ -27,7 +29,7 @@ from ..data.batches import bind_task, pad_rows, pair_batches
 from ..data.prompts import get_task, tiny_tokenizer
 from ..find import FindSettings, Found, find_circuit, preset_settings
 from ..models.behaviour import judge
-from ..models.forward import check_writes, run, run_pairs
+from ..models.forward import check_writes, input_device, pass_tokens, run, run_pairs
 from ..models.load import MODELS, load_model, quietly
 from ..models.weights import registry_folder
 
@@ -53,8 +55,9 @@ def _batches(tokens, size=50):
 class _Context:
     "Hold model and task of a measurement, and the data that several stages use."
 
-    def __init__(self, model, task, n_pairs=250, repeats=1):
+    def __init__(self, model, task, n_pairs=250, repeats=1, device=None):
         self.given = model
+        self.device = device
         self.task_name = task
         self.n_pairs = n_pairs
         self.repeats = repeats
@@ -63,7 +66,19 @@ class _Context:
     @cached_property
     def model(self):
         "Return the bridge, in float32 if it is loaded here."
-        return load_model(self.given, dtype='float32') if isinstance(self.given, str) else self.given
+        if not isinstance(self.given, str):
+            return self.given
+        return load_model(self.given, self.device, dtype='float32')
+
+    @cached_property
+    def bound(self):
+        "Return the bound task."
+        return bind_task(self.model, self.task)
+
+    @property
+    def on_gpu(self):
+        "Return whether the model runs on a GPU."
+        return input_device(self.model).type == 'cuda'
 
     @cached_property
     def batches(self):
@@ -151,7 +166,7 @@ def _matmul_gain(c, model, dtype):
 def _auto(c):
     "Time the activations in float32 beside those in the precision that 'auto' chooses."
     what = "cache_head_acts, float32 ÷ dtype='auto'; rank correlation of mean differences"
-    fast = load_model(c.name, dtype='auto')
+    fast = load_model(c.name, c.device, dtype='auto')
     dtype = next(fast.original_model.parameters()).dtype
     if dtype == torch.float32:
         return dict(what=what, note="not applicable: on this machine 'auto' is float32")
@@ -387,6 +402,92 @@ def _import(c):
         bounds=[(ours - empty, '<', 0.3, ' s'), (help_, '<', 1, ' s')],
     )
 
+# %% ../../nbs/bench/06_speed.ipynb #5f167863
+def _work_row(what, work, other, limit, copies=None):
+    "Return a row of counts: the ratio of the work, and the copies to the host."
+    bounds = [(work.work / other.work, '≤', limit, '×')]
+    if copies:
+        bounds.append((work.to_host, '≤', copies, ' copies'))
+    return dict(what=what, bounds=bounds, note=f'{work}; beside {other}')
+
+
+def _work_activations(c):
+    "Count the operators of the activations beside those of forward passes over the same batches."
+    batches = pair_batches(c.bound, pass_cost=pass_tokens(c.model))
+
+    def passes():
+        for batch in batches:
+            for ids, lengths in zip((batch.positives, batch.negatives), batch.lengths):
+                run(c.model, ids, lengths=lengths)
+
+    cache_head_acts(c.bound)  # what is done once for a model
+    work = count_work(c.model, lambda: cache_head_acts(c.bound), passes)
+    return _work_row('operators, activations ÷ forward passes; copies to the host', *work, 1.15, 5)
+
+
+def _work_flow(c):
+    "Count the operators of the flow with edges beside those of attribution patching, both in one batch."
+    few = c.bound.take(min(20, c.bound.n))
+    difference_flow(few)  # what is done once for a model
+    work = count_work(
+        c.model,
+        lambda: difference_flow(few, edges=True, batch_size=few.n),
+        lambda: attribute_heads(few, batch_size=few.n),
+    )
+    return _work_row(f'operators, flow of {few.n} pairs with edges ÷ attribution patching', *work, 1.5, 5)
+
+# %% ../../nbs/bench/06_speed.ipynb #9e4455ed
+def _work_patching(c):
+    "Count the operators of patching all heads on four pairs beside those of one forward pass over the four positives."
+    few = c.bound.take(min(4, c.bound.n))
+    batch = pair_batches(few, few.n, pass_cost=10**9)[0]
+    patch_heads(few, heads=['L0H0'])  # what is done once for a model
+    work = count_work(
+        c.model, lambda: patch_heads(few), lambda: run(c.model, batch.positives, lengths=batch.lengths[0])
+    )
+    return _work_row('operators, patching all heads on 4 pairs ÷ one forward pass', *work, 1.3)
+
+
+def _work_training(c):
+    "Count the copies to the host of the training and of the codes."
+    acts = c.acts  # not part of the count
+    device = None if c.on_gpu else 'counted'
+
+    def train():
+        c.train(acts, preset='quick', device=device).codes(acts)
+
+    (work,) = count_work(c.model, train)
+    return dict(
+        what='copies to the host, SAE training and codes', bounds=[(work.to_host, '≤', 5, ' copies')], note=str(work)
+    )
+
+
+def _work_find(c):
+    "Count the copies to the host of `find_circuit` with confirmation."
+    (work,) = count_work(c.model, lambda: find_circuit(c.model, c.task))
+    what = 'copies to the host, find_circuit with confirmation'
+    return dict(what=what, bounds=[(work.to_host, '≤', 100, ' copies')], note=str(work))
+
+# %% ../../nbs/bench/06_speed.ipynb #cd617b8d
+def _confirmed(c):
+    "Time `find_circuit` with confirmation beside the forward pass of the plain model."
+    c.plain, c.batches  # made before the clock starts
+    (a, b), _ = race(lambda: find_circuit(c.model, c.task), c.forward, repeats=c.repeats)
+    bounds = [(a / b, '≤', 2.5, '×')] if c.on_gpu else []
+    note = '' if c.on_gpu else f'{a / b:.2f} ×; the target is for a GPU'
+    return dict(what='find_circuit with confirmation ÷ plain forward pass', walls=[a, b], bounds=bounds, note=note)
+
+
+def _patching(c, n=24):
+    "Time patching of all heads on 24 pairs."
+    few = c.bound.take(min(n, c.bound.n))
+    patch_heads(few, heads=['L0H0'])  # what is done once for a model
+    (seconds,), _ = race(lambda: patch_heads(few), repeats=c.repeats)
+    heads = c.model.cfg.n_layers * c.model.cfg.n_heads
+    bounds = [(seconds, '≤', 1, ' s')] if c.on_gpu else []
+    note = '' if c.on_gpu else 'the target is for a GPU'
+    return dict(what=f'patch_heads, {heads} heads on {few.n} pairs', walls=[seconds], bounds=bounds, note=note)
+
 # %% ../../nbs/bench/06_speed.ipynb #c9261032
 SPEED_STAGES = {
     'activations': _activations,
@@ -400,6 +501,13 @@ SPEED_STAGES = {
     'small mode': _small,
     'attribution': _attribution,
     'import': _import,
+    'find, confirmed': _confirmed,
+    'patching': _patching,
+    'work: activations': _work_activations,
+    'work: training': _work_training,
+    'work: flow': _work_flow,
+    'work: patching': _work_patching,
+    'work: find': _work_find,
 }
 
 # %% ../../nbs/bench/06_speed.ipynb #86b14b20
@@ -428,6 +536,7 @@ def speed(
     stages=None,  # Names in `SPEED_STAGES`; default: all
     out=None,  # A `.json` file, written again after every stage
     repeats: int = 1,  # The least number of runs of each function; the shortest time counts
+    device: str = None,  # Where to load the model, such as 'cuda'; default: a GPU if there is one
 ) -> SpeedTable:  # Raises `InputError` for an unknown stage or task
     """Time every stage beside its plain form on the same data.
 
@@ -435,7 +544,7 @@ def speed(
     2. Run stage and plain form in turn and compare their results.
     3. Return one row a stage with times, measured value and target. Write the table after each row."""
     stages = [one_of(stage, SPEED_STAGES, 'stage') for stage in stages or SPEED_STAGES]
-    c = _Context(model, task, n_pairs, max(repeats, 1))
+    c = _Context(model, task, n_pairs, max(repeats, 1), device)
     settings = dict(model=c.model.circuit_sae_name, task=task, n_pairs=n_pairs, repeats=repeats)
     table = SpeedTable([], machine(), settings)
     _measure_stages(table, stages, c, out)

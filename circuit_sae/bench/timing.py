@@ -318,9 +318,9 @@ def _literal_loss(sae, x, l1_coefficient):
 # %% ../../nbs/bench/02_timing.ipynb #87df0203
 def _untrained(acts, d_sae, unit_norm, null_code, head_norm, seed):
     "Return an autoencoder with random weights, scaled to the activations if `head_norm` is given."
-    sae = DiscreteSAE(acts.d_model, d_sae, unit_norm, null_code, head_norm, 'random', seed)
+    sae = DiscreteSAE(acts.d_model, d_sae, unit_norm, null_code, head_norm, 'random', seed).to(acts.z.device)
     if head_norm:
-        sae.scale = torch.from_numpy(acts.rms()).clamp_min(1e-8)
+        sae.scale = torch.from_numpy(acts.rms()).clamp_min(1e-8).to(acts.z.device)
     return sae
 
 

@@ -16,14 +16,15 @@ from .activations import HeadActs
 from .sae import Codes, DiscreteSAE, check_sae, head_scales
 from .train import train_sae
 from ..core import InputError, all_heads, progress
+from ..models.forward import to_host
 
 # %% ../../nbs/codes/03_health.ipynb #c265c9fc
-def _untold(z, W, code):
+def _untold(z, W, code, n_codes=-1):
     "Return each head's squares within its codes, [head], scaled by degrees of freedom; z [head, example, d_head]."
     n = z.shape[1]
     z = z - z.mean(1, keepdim=True)
     gram = W @ W.mT  # [head, d_head, d_head]: squared norms of z W without the wide product
-    group = one_hot(code + 1).float()  # [head, example, code]; the first is "no active latent"
+    group = one_hot(code + 1, n_codes).float()  # [head, example, code]; the first is "no active latent"
     size = group.sum(1)
     sums = group.mT @ z
     between = (((sums @ gram) * sums).sum(-1) / size.clamp_min(1)).sum(1)
@@ -66,23 +67,22 @@ def _error_sums(sae, z, W, a, squares, mean):
 # %% ../../nbs/codes/03_health.ipynb #6a66b316
 @torch.inference_mode()
 def _layer_sums(sae, acts, layer):
-    "Return the `LayerSums` of one layer, computed from `z` without the wide outputs."
+    "Return the `LayerSums` of one layer as tensors, computed from `z` without the wide outputs."
     z, W, a, code = _encode_layer(sae, acts, layer)
     n = len(acts)
     squares = (z @ (W @ W.mT) * z).sum(-1)
     mean = (z.mean(1, keepdim=True) @ W)[:, 0]
     error, own_error = _error_sums(sae, z, W, a, squares, mean)
-    sums = LayerSums(
+    return LayerSums(
         squares=squares.sum(1),
         error=error,
         own=squares.sum(1) - n * mean.pow(2).sum(1),
         own_error=own_error,
-        untold=_untold(z, W, code),
+        untold=_untold(z, W, code, a.shape[-1] + 1),
         total=n * mean.sum(0),
         uses=(a > 0).sum((0, 1)),
         codes=code.T,
     )
-    return LayerSums(*(x.cpu().numpy() for x in sums))
 
 # %% ../../nbs/codes/03_health.ipynb #010aed58
 def _squared_error(z, W, a, D, b, squares):
@@ -166,7 +166,9 @@ def sae_health(
     3. Measure for each head how its codes vary, and whether a test on them could find it.
     """
     check_sae(sae, acts.d_model, acts.n_layers * acts.n_heads)
-    return Health([_layer_sums(sae, acts, layer) for layer in range(acts.n_layers)], acts.n_heads)
+    sums = [_layer_sums(sae, acts, layer) for layer in range(acts.n_layers)]
+    arrays = iter(to_host([x for layer in sums for x in layer]))
+    return Health([LayerSums(*(next(arrays) for _ in layer)) for layer in sums], acts.n_heads)
 
 # %% ../../nbs/codes/03_health.ipynb #dc16ab12
 def _mute_warning(health):

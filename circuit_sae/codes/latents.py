@@ -6,6 +6,7 @@
 __all__ = ['LatentAttribution', 'CodeAttribution', 'attribute_codes']
 
 # %% ../../nbs/codes/04_latents.ipynb #fdb6e131
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -17,18 +18,19 @@ from ..core import InputError, fingerprint, head_index, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import get_metric
+from ..models.forward import check_at_end, fitting_batch, input_device, pass_tokens, to_host
 from ..models.rerun import collect_z
 from ..models.support import check_model
 from ..models.writes import attention_layers, post_norm, stack_heads, write_matrices
-from ..score.attribution import hook_gradients
+from ..score.attribution import gradient_bytes, hook_gradients
 from ..score.flow import Flow
 
 # %% ../../nbs/codes/04_latents.ipynb #7740d8f7
-def _write_gradients(model, ids, metric):
+def _write_gradients(model, ids, metric, lengths=None):
     "Return the metric [batch], `z` [layer, batch, position, head, d_head] and the gradient by a layer's writes."
     z_names = {layer: f'blocks.{layer}.attn.hook_z' for layer in attention_layers(model)}
     write_names = {layer: f'blocks.{layer}.hook_attn_out' for layer in z_names}
-    m, at_hooks = hook_gradients(model, ids, metric, [*z_names.values(), *write_names.values()])
+    m, at_hooks = hook_gradients(model, ids, metric, [*z_names.values(), *write_names.values()], None, lengths)
     z = stack_heads(model, {layer: at_hooks[name][0] for layer, name in z_names.items()}).float()
     gradients = {layer: at_hooks[name][1].float() for layer, name in write_names.items()}
     none = torch.zeros_like(next(iter(gradients.values())))  # of a layer without attention
@@ -170,9 +172,33 @@ def _check_norms(model):
             code='norm-behind-attention',
         )
 
+# %% ../../nbs/codes/04_latents.ipynb #9c22f2eb
+def _own_positions(batch, device):
+    """Return which positions of the prompts to compare, as tensors [pair, position]; the last position is the last.
+
+    Three tensors: the position of the positive, the corresponding position of the negative, and whether both exist.
+    """
+    first = batch.start if batch.is_aligned else 0
+    n = batch.lengths[0].max() - first
+    positions = batch.lengths[0][:, None] - n + np.arange(n)
+    own = positions.clip(0)
+    rows = np.arange(len(own))[:, None]
+    partners = own if batch.is_aligned else batch.partners[rows, own]
+    return [torch.as_tensor(x, device=device) for x in (own, partners, positions >= 0)]
+
+
+def _aligned_ends(batch, z, z_neg, g):
+    "Return `z`, `z_neg` and the gradient [layer, pair, position, ...] at the positions of `_own_positions`."
+    if batch.is_aligned and len(set(batch.lengths[0])) == 1:
+        return [x[:, :, batch.start :].float() for x in (z, z_neg, g)]
+    own, partners, exists = _own_positions(batch, z.device)
+    rows = torch.arange(len(own), device=z.device)[:, None]
+    g = g[:, rows, own].masked_fill(~exists[None, ..., None], 0)
+    return [x.float() for x in (z[:, rows, own], z_neg[:, rows, partners], g)]
+
 # %% ../../nbs/codes/04_latents.ipynb #ab1031d0
 def _attribute_batch(bound, sae, W, scales, metric, batch):
-    """Return one batch's attributions, as arrays.
+    """Return one batch's attributions, as tensors on the device of the model.
 
     The differences of the metric [pair], the attribution [pair, position, head], and the parts of the latents, summed
     over positions [pair, head, latent] and over pairs [position, head, latent].
@@ -181,45 +207,64 @@ def _attribute_batch(bound, sae, W, scales, metric, batch):
     def measure(logits):
         return bound.measure(metric, logits, batch.pairs)
 
-    logits, z_neg = collect_z(bound.model, batch.negatives)
-    clean, z, g = _write_gradients(bound.model, batch.positives, measure)
+    logits, z_neg = collect_z(bound.model, batch.negatives, batch.lengths[1])
+    clean, z, g = _write_gradients(bound.model, batch.positives, measure, batch.lengths[0])
     gap = clean - measure(logits)
-    z, z_neg, g = (x[:, :, batch.start :].float() for x in (z, z_neg, g))
     layers = []
-    for x in zip(W, scales, z, z_neg, g):
-        whole, parts = _through_latents(sae, *(t.to(sae.W_enc.device) for t in x))
+    for own, scale, *x in zip(W, scales, *_aligned_ends(batch, z, z_neg, g)):
+        whole, parts = _through_latents(sae, own.to(gap.device), scale, *(t.to(gap.device) for t in x))
         layers.append((whole, parts.sum(1), parts.sum(0)))
-    credit, carried, where = (torch.cat(x, dim) for x, dim in zip(zip(*layers), (2, 1, 1)))
-    return [x.cpu().numpy() for x in (gap, credit, carried, where)]
+    return [gap, *(torch.cat(x, dim) for x, dim in zip(zip(*layers), (2, 1, 1)))]
+
+# %% ../../nbs/codes/04_latents.ipynb #e474652b
+def _on_device(sae, device):
+    "Return an autoencoder on a device; a copy if it is on another."
+    return sae if sae.W_enc.device == device else copy.deepcopy(sae).to(device)
+
+
+def _latent_batches(bound, batch_size):
+    "Return the batches; if no size is given, 24 pairs on a CPU, on a GPU as many as fit."
+    model = bound.model
+    if batch_size is None:
+        pair_bytes = 2 * gradient_bytes(model, max(map(len, bound.tokens.ids)))
+        batch_size = fitting_batch(input_device(model), pair_bytes, on_cpu=24)
+    return pair_batches(bound, batch_size, pass_cost=pass_tokens(model))
 
 # %% ../../nbs/codes/04_latents.ipynb #52af16f3
 def _attribute_batches(bound, sae, metric, batch_size):
     "Return the arrays of `_attribute_batch` for all pairs; `credit` and `where` are aligned at the last position."
     W = write_matrices(bound.model)
-    n_layers, n_heads = W.shape[:2]
-    scales = head_scales(sae, n_layers, n_heads)
-    batches = pair_batches(bound, batch_size, pad=False)
-    n_pos = max(b.positives.shape[1] - b.start for b in batches)
-    heads = n_layers * n_heads
-    d_sae = sae.cfg['d_sae']
-    gap = np.zeros(bound.n, np.float32)
-    credit = np.zeros((bound.n, n_pos, heads), np.float32)
-    carried = np.zeros((bound.n, heads, d_sae), np.float32)
-    where = np.zeros((n_pos, heads, d_sae), np.float32)
-    for batch in progress(batches, f'{bound.name}: attribution', unit='batch'):
-        gap[batch.pairs], whole, carried[batch.pairs], parts = _attribute_batch(bound, sae, W, scales, metric, batch)
-        credit[batch.pairs, n_pos - whole.shape[1] :] = whole
-        where[n_pos - len(parts) :] += parts
-    return gap, credit, carried, where
+    sae = _on_device(sae, input_device(bound.model))
+    scales = head_scales(sae, *W.shape[:2])
+    batches = _latent_batches(bound, batch_size)
+    found = []
+    with check_at_end():
+        for batch in progress(batches, f'{bound.name}: attribution', unit='batch'):
+            found += _attribute_batch(bound, sae, W, scales, metric, batch)
+    return _in_order(batches, to_host(found))
+
+
+def _in_order(batches, arrays):
+    "Return the arrays of all batches, four each, in the order of the pairs."
+    gaps, wholes, carried, wheres = (arrays[k::4] for k in range(4))
+    order = np.argsort(np.concatenate([batch.pairs for batch in batches]))
+    n_pos = max(whole.shape[1] for whole in wholes)
+    wholes = [np.pad(whole, ((0, 0), (n_pos - whole.shape[1], 0), (0, 0))) for whole in wholes]
+    where = np.zeros((n_pos, *wheres[0].shape[1:]), np.float32)
+    for part in wheres:
+        where[n_pos - len(part) :] += part
+    gap, credit, carried = (np.concatenate(x)[order] for x in (gaps, wholes, carried))
+    first = np.abs(credit).any((0, 2)).argmax()  # before it no pair differs
+    return gap, credit[:, first:], carried, where[first:]
 
 # %% ../../nbs/codes/04_latents.ipynb #70aa0a13
 def attribute_codes(
     model,  # A TransformerLens bridge, or a `BoundTask`
-    task: Task = None,  # A task whose pairs have prompts of equal length; leave it out if `model` is a `BoundTask`
+    task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
     sae: DiscreteSAE = None,  # An SAE of this model, or the result of `find_circuit`; best trained with pool='last'
     metric='logit_diff',  # A key of `METRICS`, or a function of (logits [batch, d_vocab], answers, wrong answers)
     n: int = None,  # Number of pairs, from the first on; default: all
-    batch_size: int = 24,  # Pairs in a batch at most
+    batch_size: int = None,  # Pairs in a batch at most; default: 24 on a CPU, on a GPU as many as fit
 ) -> CodeAttribution:  # Takes memory for pairs x heads x latents; raises `InputError` for input that does not fit
     """Return the attribution of every head, split by latent (arXiv 2310.10348, 2403.19647).
 
@@ -234,7 +279,7 @@ def attribute_codes(
     cfg = bound.model.cfg
     check_sae(sae, cfg.d_model, cfg.n_layers * cfg.n_heads)
     _check_norms(bound.model)
-    check_pairs(bound)
+    check_pairs(bound, equal_length=False)
     metric = get_metric(metric)
     gap, credit, carried, where = _attribute_batches(bound, sae, metric, batch_size)
     unit = gap.mean(dtype=float)

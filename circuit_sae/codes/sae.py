@@ -252,8 +252,8 @@ def encode_acts(
         strongest, code = (torch.einsum('ehd,hds->ehs', z, readers) + bias).max(-1)
         codes.append(torch.where(strongest <= 0, sae.cfg['null_code'], code))
         inactive.append(strongest <= 0)
-    values = torch.cat(codes, 1).cpu().numpy()
-    null_share = torch.cat(inactive, 1).cpu().numpy().mean(0).astype(np.float32)
+    values, is_null = torch.stack([torch.cat(codes, 1), torch.cat(inactive, 1).long()]).cpu().numpy()
+    null_share = is_null.mean(0).astype(np.float32)
     return Codes(values, acts.n_heads, sae.cfg['d_sae'], sae.cfg['null_code'], null_share)
 
 # %% ../../nbs/codes/01_sae.ipynb #2e035658

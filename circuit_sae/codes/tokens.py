@@ -9,23 +9,23 @@ __all__ = ['code_bias', 'code_strengths', 'token_contributions', 'shares', 'toke
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .activations import pool_weights
+from .activations import batch_weights, length_weights
 from .sae import head_scales, latent_bias, latent_readers
 from ..core import InputError, progress
 from ..data.batches import bind_task, pair_batches
-from ..data.tasks import Encoder
-from ..models.forward import run_pairs
+from ..models.forward import check_at_end, pass_tokens, run_pairs, to_host
 
 # %% ../../nbs/codes/05_tokens.ipynb #44e49484
 def _all_readers(sae, acts):
     "Return for each layer the direction in `z` along which each latent reads each head, [n_heads, d_head, d_sae]."
     scales = head_scales(sae, acts.n_layers, acts.n_heads)
-    return [latent_readers(sae, W, s).detach().cpu() for W, s in zip(acts.W, scales)]
+    return [latent_readers(sae, W, s).detach() for W, s in zip(acts.W, scales)]
 
 
 def _of_codes(readers, codes):
     "Return the directions of the codes of one layer, [row, n_heads, d_head]; the null code stands for latent 0."
-    return readers[torch.arange(len(readers)), :, torch.as_tensor(codes).clamp_min(0)]
+    index = torch.arange(len(readers), device=readers.device)
+    return readers[index, :, torch.as_tensor(codes, device=readers.device).clamp_min(0)]
 
 
 def code_bias(
@@ -42,31 +42,27 @@ def code_strengths(
     codes,  # `Codes`
 ) -> np.ndarray:  # float32 [example, n_layers * n_heads]; 0 where no latent is active
     "Return the activation of the latent that gives the code, for every head."
-    strengths = code_bias(sae, codes)
-    n_heads = acts.n_heads
+    parts = []
     for layer, readers in enumerate(_all_readers(sae, acts)):
-        heads = slice(layer * n_heads, (layer + 1) * n_heads)
-        directions = _of_codes(readers, codes.values[:, heads])
-        strengths[:, heads] += (acts.z[:, layer] * directions).sum(-1).numpy()
-    return strengths.clip(0)
+        directions = _of_codes(readers, codes.values[:, layer * acts.n_heads : (layer + 1) * acts.n_heads])
+        parts.append((acts.z[:, layer].to(directions.device) * directions).sum(-1))
+    return (code_bias(sae, codes) + torch.cat(parts, 1).cpu().numpy()).clip(0)
 
 # %% ../../nbs/codes/05_tokens.ipynb #6d5e8b42
 class _Contributions:
     "Receive the `z` of one batch of pairs and hold the contributions of positives (0) and negatives (1)."
 
-    def __init__(self, found, batch, readers, has_bos):
+    def __init__(self, found, batch, readers, weights):
         n = len(found.codes) // 2
         self.n_heads = found.acts.n_heads
         self.readers = readers
         self.shared = batch.start
         self.rows = (batch.pairs, batch.pairs + n)
-        self.codes = [found.codes.values[rows] for rows in self.rows]
-        self.weights = []
-        self.out = []
-        for ids in (batch.positives, batch.negatives):
-            weights = pool_weights(found.acts.made_from['pool'], ids.shape[1], has_bos)
-            self.weights.append(torch.from_numpy(weights))
-            self.out.append(np.zeros((len(ids), found.codes.shape[1], ids.shape[1]), dtype=np.float32))
+        device = readers[0].device
+        self.codes = [torch.as_tensor(found.codes.values[rows], device=device) for rows in self.rows]
+        self.weights = [torch.from_numpy(rows).to(device)[:, None] for rows in batch_weights(weights, batch)]
+        heads = found.codes.shape[1]
+        self.out = [torch.zeros(len(w), heads, w.shape[2], device=device) for w in self.weights]
 
 # %% ../../nbs/codes/05_tokens.ipynb #1eac8957
 @patch
@@ -74,9 +70,9 @@ def add(self: _Contributions, kind, layer, z, start):
     "Write the contributions of the positions from `start` on."
     heads = slice(layer * self.n_heads, (layer + 1) * self.n_heads)
     positions = slice(start, start + z.shape[1])
-    directions = _of_codes(self.readers[layer], self.codes[kind][:, heads]).to(z.device)
-    parts = torch.einsum('bphd,bhd->bhp', z, directions).cpu()
-    self.out[kind][:, heads, positions] = parts * self.weights[kind][positions]
+    directions = _of_codes(self.readers[layer], self.codes[kind][:, heads])
+    parts = torch.einsum('bphd,bhd->bhp', z.to(directions.device), directions)
+    self.out[kind][:, heads, positions] = parts * self.weights[kind][:, :, positions]
 
 # %% ../../nbs/codes/05_tokens.ipynb #c8853446
 @patch
@@ -97,15 +93,16 @@ def token_contributions(
     found,  # The result of `find_circuit`
     batch_size: int = 50,  # Pairs in a forward pass at most
 ):  # Yields (rows, contributions): int [row], float32 [row, n_layers * n_heads, position]
-    "Yield the contribution of every position to the activation behind each code, in batches of equal length."
+    "Yield the contribution of every position to the activation behind each code; 0 behind the end of a prompt."
     bound = bind_task(model, found.task)
     readers = _all_readers(found.sae, found.acts)
-    has_bos = Encoder(model).bos is not None
-    batches = pair_batches(bound, batch_size, pad=False)
+    weights = length_weights(bound, found.acts.made_from['pool'])
+    batches = pair_batches(bound, batch_size, pass_cost=pass_tokens(model))
     for batch in progress(batches, f'{bound.name}: tokens', unit='batch'):
-        parts = _Contributions(found, batch, readers, has_bos)
-        run_pairs(model, batch.positives, batch.negatives, parts.on_positives, parts.on_rest)
-        yield from zip(parts.rows, parts.out)
+        parts = _Contributions(found, batch, readers, weights)
+        with check_at_end():
+            run_pairs(model, batch.positives, batch.negatives, parts.on_positives, parts.on_rest, batch.lengths)
+        yield from zip(parts.rows, to_host(parts.out))
 
 # %% ../../nbs/codes/05_tokens.ipynb #cd8c31fb
 def shares(
@@ -137,8 +134,9 @@ def token_shares(
     result = [None] * len(found.codes)
     strength = code_strengths(found.sae, found.acts, found.codes)
     bias = code_bias(found.sae, found.codes)
+    lengths = [len(ids) for ids in bind_task(model, found.task).tokens.ids]
     for rows, parts in token_contributions(model, found, batch_size):
         _check_sums(parts, bias[rows], strength[rows], strength.max())
         for row, share in zip(rows, shares(parts)):
-            result[row] = share * (strength[row] > 0)[:, None]
+            result[row] = share[:, : lengths[row]] * (strength[row] > 0)[:, None]
     return result

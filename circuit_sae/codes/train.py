@@ -99,6 +99,24 @@ def _active_part(sae, x):
     a = a.index_select(0, points).index_select(1, latents)
     return latents, a, x.index_select(0, points).sub_(sae.b_dec), sae.W_dec.index_select(0, latents)
 
+# %% ../../nbs/codes/02_train.ipynb #f67cf58c
+@torch.no_grad()
+def _dense_gradients(sae, x, l1_coefficient):
+    "Return `sae_loss` and set its gradient, computed for all points and latents; nothing is read from the device."
+    n, d = x.shape
+    a = _before_relu(sae, x).relu_()
+    centred = x - sae.b_dec
+    error = torch.addmm(centred, a, sae.W_dec, alpha=-1)
+    loss = _sum_squares(error) / (n * d) + l1_coefficient * a.sum() / n
+    g = error.mul_(-2 / (n * d))
+    ga = torch.mm(g, sae.W_dec.T).add_(l1_coefficient / n).mul_(a > 0)
+    gb = ga.sum(0)
+    sae.W_enc.grad = _tangent(centred.T @ ga, sae.W_enc, 0)
+    sae.W_dec.grad = _tangent(a.T @ g, sae.W_dec, sae.dec_axis)
+    sae.b_enc.grad = gb
+    sae.b_dec.grad = g.sum(0) - sae.W_enc @ gb
+    return loss
+
 # %% ../../nbs/codes/02_train.ipynb #9be4bcfc
 @torch.no_grad()
 def sae_gradients(
@@ -106,8 +124,10 @@ def sae_gradients(
     x: torch.Tensor,  # float [point, d_in]
     l1_coefficient: float,  # Weight of the sparsity term
     sums=None,  # `point_sums` of all points, if `x` leaves out some on which no latent is active; default: of `x`
-) -> float:  # The loss
-    "Return `sae_loss` and set its gradient, computed only where a latent is active."
+) -> torch.Tensor:  # The loss, on the device of the points
+    "Return `sae_loss` and set its gradient; on a CPU it is computed only where a latent is active."
+    if x.device.type != 'cpu' and (sums is None or sums[2] == len(x)):
+        return _dense_gradients(sae, x, l1_coefficient)
     d = x.shape[1]
     b = sae.b_dec
     total, squares, n = sums or point_sums(x)
@@ -119,7 +139,7 @@ def sae_gradients(
     ga = torch.mm(g, W_dec.T).add_(l1_coefficient / n).mul_(a > 0)  # gradient by the latents before the ReLU
     inactive_g = 2 / (n * d) * (total - n * b - centred.sum(0))
     _set_gradients(sae, latents, centred, a, g, ga, inactive_g)
-    return loss.item()
+    return loss
 
 # %% ../../nbs/codes/02_train.ipynb #d4c35bab
 @torch.no_grad()
@@ -146,7 +166,7 @@ def _training_steps(sae, x, n_epochs, n_warm, recheck, seed):
     sums = point_sums(x)
     before = sae.W_enc.clone()
     for step in range(n_epochs - n_warm):
-        if recheck > 1 and step % recheck == 0:
+        if recheck > 1 and step % recheck == 0 and x.device.type == 'cpu':
             if step:
                 part = x[may_activate(sae, x, (sae.W_enc - before).norm(dim=0))]
             before = sae.W_enc.clone()
@@ -165,10 +185,12 @@ def training_points(
 def _fit(sae, x, l1_coefficient, lr, steps):
     "Train on the points `x`, one step for each of `steps`; raise `InputError` if the loss is not finite at the end."
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
+    losses = []
     for part, sums in steps:
-        sae.losses.append(sae_gradients(sae, part, l1_coefficient, sums))
+        losses.append(sae_gradients(sae, part, l1_coefficient, sums))
         optimizer.step()
         sae.constrain()
+    sae.losses = torch.stack(losses).cpu().tolist()
     for p in sae.parameters():
         p.grad = None
     if not np.isfinite(sae.losses[-1]):
@@ -212,7 +234,7 @@ def train_sae(
     sae = DiscreteSAE(acts.d_model, d_sae, unit_norm, null_code, head_norm, init, seed).to(place).requires_grad_(False)
     if head_norm:
         sae.scale = torch.from_numpy(acts.rms()).clamp_min(1e-8).to(place)
-    x = training_points(sae, acts, rows)
+    x = training_points(sae, acts, torch.as_tensor(rows, device=acts.z.device))
     steps = _training_steps(sae, x, n_epochs, n_warm, recheck, seed)
     _fit(sae, x, l1_coefficient, lr, progress(steps, 'training the SAE', unit='step', total=n_epochs))
     sae.cfg |= dict(n_examples=n_examples, l1_coefficient=l1_coefficient, lr=lr, n_epochs=n_epochs)

@@ -462,7 +462,7 @@ def load_model(
 
 # %% ../../nbs/models/03_load.ipynb #ba8e4b46
 def _sample(model, name, p):
-    "Return dtype, shape and evenly spaced entries of one weight tensor."
+    "Return evenly spaced entries of one weight tensor, float64 [entry]."
     from accelerate.utils import align_module_device
 
     module, _, own = name.rpartition('.')
@@ -470,7 +470,19 @@ def _sample(model, name, p):
     with align_module_device(module):
         weight = getattr(module, own) if p.is_meta else p  # meta: offloaded, loaded one module at a time
         flat = weight.detach().reshape(-1)
-    return [str(p.dtype), list(p.shape), flat[:: max(1, len(flat) // 64)].double().cpu().tolist()]
+    return flat[:: max(1, len(flat) // 64)].double()
+
+
+def _sample_weights(model, weights):
+    "Return dtype, shape and evenly spaced entries of weight tensors by name, with one copy from each device."
+    samples = {name: _sample(model, name, p) for name, p in weights}
+    entries = {}
+    for device in {sample.device for sample in samples.values()}:
+        own = [name for name, sample in samples.items() if sample.device == device]
+        flat = torch.cat([samples[name] for name in own]).cpu()
+        parts = flat.split([len(samples[name]) for name in own])
+        entries |= {name: part.tolist() for name, part in zip(own, parts)}
+    return {name: [str(p.dtype), list(p.shape), entries[name]] for name, p in weights}
 
 # %% ../../nbs/models/03_load.ipynb #803ef85c
 @torch.no_grad()
@@ -486,7 +498,7 @@ def model_identity(
         **{key: getattr(cfg, key) for key in ('n_layers', 'n_heads', 'd_head', 'd_model')},
         dtype=str(cfg.dtype).removeprefix('torch.'),
         legacy=bool(getattr(model, 'compatibility_mode', False)),
-        weights=fingerprint({name: _sample(model, name, p) for name, p in weights}),
+        weights=fingerprint(_sample_weights(model, weights)),
     )
 
 # %% ../../nbs/models/03_load.ipynb #e98032a4

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ..core import InputError
-from .forward import as_ids, behind_end, first_positions, forward, hooked, keys_values
-from .forward import last_logits, z_name
+from .forward import as_ids, behind_end, first_positions, forward, holds_answers, hooked
+from .forward import keys_values, last_logits, z_name
 from .load import model_lock
 from .writes import as_heads, attention_layers, from_heads, head_shape, layer_heads, stack_heads
 
@@ -99,7 +99,7 @@ def _block_input(block, change):
         hook.remove()
 
 # %% ../../nbs/models/06_rerun.ipynb #2108cd4a
-def _run_and_keep(model, ids, behind):
+def _run_and_keep(model, ids, behind, scored):
     "Return the output of a clean pass, the input of every block, and the length of the tuple it returns (0: a tensor)."
     resid, returned = [], []
 
@@ -110,7 +110,7 @@ def _run_and_keep(model, ids, behind):
     with model_lock(model), contextlib.ExitStack() as stack:
         for block in model.blocks:
             stack.callback(block.register_forward_hook(keep, with_kwargs=True).remove)
-        out = forward(model, ids, behind)
+        out = forward(model, ids, behind, scored=scored)
     return out, resid, returned[-1]
 
 # %% ../../nbs/models/06_rerun.ipynb #ab5f774f
@@ -143,10 +143,11 @@ class Midway:
         lengths=None,  # Length of each row without padding, int [batch]; default: no padding
     ):
         self.model = model
+        self.scored = holds_answers(ids)  # do answers stand behind the prompts?
         self.ids = as_ids(model, ids)
         self.behind = _padding(self.ids, lengths)
         self.shortcuts = shortcuts or reruns(model)
-        out, self.resid, self.returned = _run_and_keep(model, self.ids, self.behind)
+        out, self.resid, self.returned = _run_and_keep(model, self.ids, self.behind, self.scored)
         self.logits = last_logits(out, self.behind)
         self.kv = keys_values(out, model.cfg.n_layers, self.ids.shape[1]) if self.shortcuts.cache else None
 
@@ -191,7 +192,7 @@ def continue_from(
         _only_blocks(model, *only, self.returned),
         _block_input(model.blocks[first], partial(_instead, x)),
     ):
-        return last_logits(forward(model, self.ids[rows][:, start:], behind, **cache), behind)
+        return last_logits(forward(model, self.ids[rows][:, start:], behind, scored=self.scored, **cache), behind)
 
 # %% ../../nbs/models/06_rerun.ipynb #00176ca7
 @patch
@@ -275,7 +276,7 @@ def _run_joined(mid, layers, rows, edit, start):
             stack.enter_context(_block_input(model.blocks[layer], join))
         if behind is not None:
             stack.enter_context(_ends_last(model.blocks[-1], behind - behind.min()))
-        return last_logits(forward(model, mid.ids[:1, span], **cache))  # one row: every row has the same mask
+        return last_logits(forward(model, mid.ids[:1, span], scored=False, **cache))  # one row: every row has the same mask
 
 # %% ../../nbs/models/06_rerun.ipynb #4376234e
 @patch
@@ -295,8 +296,7 @@ def rerun_rows(
     The pass ends with the longest prompt of these rows, if shorter than the others.
     """
     rows = torch.as_tensor(rows, device=self.ids.device)
-    scored = bool((self.ids < 0).any())  # answers stand behind the prompts, where rows differ in what is scored
-    if self.shortcuts.join and not scored:
+    if self.shortcuts.join and not self.scored:
         return _run_joined(self, layers, rows, edit, self.clip(start, rows))
     parts = []
     for layer, own in _slices(layers, len(self.resid))[0].items():

@@ -11,7 +11,7 @@ import weakref
 import torch
 from ..core import InputError, one_of
 from ..data.batches import BoundTask
-from .forward import check_length, check_writes, hooked, run
+from .forward import check_length, check_writes, hooked, run, to_host
 from .load import model_lock
 from .rerun import reruns, run_edited
 from .writes import attention_layers, head_shape, layer_heads
@@ -43,7 +43,7 @@ def _look(model, ids):
     names = {layer: f'blocks.{layer}.attn.hook_pattern' for layer in attention_layers(model)}
     hooks = [(name, keep(layer)) for layer, name in names.items() if name in model.hook_dict]
     with hooked(model, hooks):
-        run(model, ids, lambda layer, z: zs.update({layer: z.cpu()}))
+        run(model, ids, lambda layer, z: zs.update({layer: z}))
     return zs, patterns
 
 # %% ../../nbs/models/08_support.ipynb #1301da8d
@@ -64,8 +64,9 @@ def _general_problems(model):
         if layer in patterns and patterns[layer] != layer_heads(model, layer).n:
             own = layer_heads(model, layer)
             problems.append(f'layer {layer} has {patterns[layer]} attention patterns, but its z divides into {own.n}')
-        if (z[0, :-1] - z[1, :-1]).abs().max() > 1e-2 * z.abs().max():
-            problems.append(f'tokens see later tokens in layer {layer}, so it does not predict the next one')
+    sees_later = to_host([(z[0, :-1] - z[1, :-1]).abs().max() > 1e-2 * z.abs().max() for z in zs.values()])
+    for layer in [layer for layer, sees in zip(zs, sees_later) if sees]:
+        problems.append(f'tokens see later tokens in layer {layer}, so it does not predict the next one')
     return problems
 
 # %% ../../nbs/models/08_support.ipynb #6a45273f

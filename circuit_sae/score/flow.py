@@ -16,9 +16,10 @@ from fastcore.basics import patch
 from ..core import InputError, one_of, progress
 from ..data.batches import BoundTask, bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
+from ..models.forward import check_at_end, fitting_batch, input_device, pass_tokens, row_bytes, to_host
 from ..models.support import check_model
 from ..results import EdgeScores, HeadScores
-from .flow_sweep import BackwardSweep
+from .flow_sweep import BackwardSweep, BatchFlow
 
 # %% ../../nbs/score/03_flow.ipynb #0268354a
 class CodeFlow(NamedTuple):
@@ -338,7 +339,7 @@ def _warn_if_lost(arrived):
 
 # %% ../../nbs/score/03_flow.ipynb #773876e2
 def _batch_size(bound, edges):
-    "Return how many pairs of a batch keep at most 240 MB, with edges 160 MB, from 1 to 24."
+    "Return how many pairs of a batch keep at most 240 MB, with edges 160 MB, from 1 to 24; on a GPU as many as fit."
     cfg, ids = bound.model.cfg, bound.tokens.ids
     length = max(map(len, ids))
     n_pos = max(batch.lengths.max() - batch.start for batch in pair_batches(bound, 1))
@@ -346,25 +347,26 @@ def _batch_size(bound, edges):
     a_layer = 3 * cfg.d_model + 4 * d_heads + 2 * cfg.n_heads * length + 2 * (cfg.d_mlp or 0)
     senders = cfg.n_layers * (cfg.n_heads + 2 * (edges == 'all')) if edges else 0
     floats = n_pos * (cfg.n_layers * a_layer + senders * cfg.d_model)
-    return int(np.clip((160e6 if edges else 240e6) // (4 * floats), 1, 24))
+    on_cpu = int(np.clip((160e6 if edges else 240e6) // (4 * floats), 1, 24))
+    return fitting_batch(input_device(bound.model), 4 * floats + 2 * row_bytes(bound.model, length), on_cpu, most=128)
 
 # %% ../../nbs/score/03_flow.ipynb #6a0acb13
 def _align(
-    parts,  # Tensors [pair, position, ...], in the order of the pairs, one of each batch
+    parts,  # Arrays [pair, position, ...], in the order of the pairs, one of each batch
     batches,  # `PairBatch`es
     n_pos: int,  # Positions in the result
 ) -> np.ndarray:  # float32 [pair, position, ...]
     "Return one array in the order of the pairs, aligned at the last position and filled with 0 in front."
     out = np.zeros((sum(len(part) for part in parts), n_pos, *parts[0].shape[2:]), np.float32)
     for batch, part in zip(batches, parts):
-        for pair, own, length in zip(batch.pairs, part.numpy(), batch.lengths[0] - batch.start):
+        for pair, own, length in zip(batch.pairs, part, batch.lengths[0] - batch.start):
             out[pair, -length:] = own[:length]
     return out
 
 # %% ../../nbs/score/03_flow.ipynb #dd534982
 def _in_order(parts, batches):
-    "Return tensors [pair, ...] of all batches as one array in the order of the pairs."
-    return np.concatenate([part.numpy() for part in parts])[np.argsort(np.concatenate([b.pairs for b in batches]))]
+    "Return arrays [pair, ...] of all batches as one array in the order of the pairs."
+    return np.concatenate(parts)[np.argsort(np.concatenate([b.pairs for b in batches]))]
 
 # %% ../../nbs/score/03_flow.ipynb #79106013
 def _between_heads(direct, n_heads):
@@ -385,13 +387,20 @@ def _edge_arrays(direct, edges, summary, n_heads):
 
 # %% ../../nbs/score/03_flow.ipynb #8a2f2407
 def _sweep_batches(bound, backward, batch_size, edges, pooled):
-    "Return the batches and the `BatchFlow` of each."
-    batches = pair_batches(bound, batch_size or _batch_size(bound, edges))
+    "Return the batches and the `BatchFlow` of each, as arrays."
+    batches = pair_batches(bound, batch_size or _batch_size(bound, edges), pass_cost=pass_tokens(bound.model))
     found = []
-    for batch in progress(batches, f'{bound.name}: flow', unit='batch'):
-        answers = [(bound.tokens.answers[pair], bound.tokens.wrongs[pair]) for pair in batch.pairs]
-        found.append(backward.batch(batch, edges, pooled, answers))
-    return batches, found
+    with check_at_end():
+        for batch in progress(batches, f'{bound.name}: flow', unit='batch'):
+            answers = [(bound.tokens.answers[pair], bound.tokens.wrongs[pair]) for pair in batch.pairs]
+            found.append(backward.batch(batch, edges, pooled, answers))
+    return batches, _arrays(found)
+
+
+def _arrays(found):
+    "Return `BatchFlow`s with arrays in place of tensors, which are copied to the host at once."
+    arrays = iter(to_host([t for flow in found for t in flow if t is not None]))
+    return [BatchFlow(*(t if t is None else next(arrays) for t in flow)) for flow in found]
 
 # %% ../../nbs/score/03_flow.ipynb #e78cef6a
 def _total(change, target):
@@ -451,7 +460,7 @@ def difference_flow(
     edges=False,  # True: edges between heads too; 'all': edges between all nodes, split by query, key and value
     target: str = 'prediction',  # What is attributed: 'prediction', 'kl', 'logit_diff' (needs answers) or 'residual'
     norms: str = 'exact',  # 'held': count the scale of a norm as constant, as the first version of this score did
-    batch_size: int = None,  # Pairs in a batch; default: as many as keep at most 240 MB (with edges 160), up to 24
+    batch_size: int = None,  # Pairs in a batch; default: up to 24 that keep 240 MB (edges: 160), on a GPU all that fit
     pooled=None,  # A `PooledZ` of the same task, which receives every head's `z` from the same passes
     summary: str = None,  # 'median' of sizes or size of the signed 'mean'; default: 'mean' for 'logit_diff'
 ) -> Flow:  # Raises `InputError` for prompts of unequal length and for architectures that it does not know

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..models.forward import as_ids
-from .flow_layers import LayerCache, cache_layers, describe_layer, own_rotation
+from ..models.behaviour import token_index
+from ..models.forward import input_device
+from .flow_layers import LayerCache, cache_layers, describe_layers, own_rotation
 from circuit_sae.score.flow_rules import (
     Experts,
     NormInput,
     cap_slope,
     change_after_norm,
     log_mean,
-    measure_norm,
     norm_input,
     pair_diff,
     through_attention,
@@ -73,10 +73,9 @@ class BackwardSweep:
         self.cfg = model.cfg
         self.target = target
         self.held = norms == 'held'
-        self.device = as_ids(model, [0]).device
+        self.device = input_device(model)
         self.W_U = _float_weights(model, ['W_U'], self.device).W_U
-        self.final_norm = measure_norm(model.ln_final, self.cfg.d_model, self.device)
-        self.layers = [describe_layer(model, layer, self.device) for layer in range(self.cfg.n_layers)]
+        self.layers, self.final_norm = describe_layers(model, self.device)
 
     def weights(self, layer, part, names):
         "Return weights of the attention or MLP of one layer in float32."
@@ -87,10 +86,14 @@ class BackwardSweep:
         return cache_layers(self.model, self.layers, ids, start, lengths, on_z, keep_resid)
 
 # %% ../../nbs/score/02_flow_sweep.ipynb #af08e130
-def _within(logits):
-    "Return the multiplier of logits [2, token] for their logsumexp: 1 in all."
-    weight = log_mean(*logits.softmax(-1))
-    return weight / weight.sum()
+def _add_answers(u, logits, sign, tokens):
+    "Add the multiplier of the logits [2 pairs, d_vocab] for the logsumexp over each pair's tokens to `u` [pair, d_vocab]."
+    index, missing = token_index(tokens, u.device)
+    own = logits.gather(1, index.repeat(2, 1))
+    if missing is not None:
+        own = own.masked_fill(missing.repeat(2, 1), -torch.inf)
+    weight = log_mean(*own.softmax(-1).chunk(2))
+    u.scatter_add_(1, index, sign * weight / weight.sum(-1, keepdim=True))
 
 # %% ../../nbs/score/02_flow_sweep.ipynb #62baf737
 def _logit_multiplier(
@@ -106,10 +109,8 @@ def _logit_multiplier(
         weight = log_mean(pos, neg)
         return pos - weight / weight.sum(-1, keepdim=True)
     u = torch.zeros_like(logits[: len(answers)])
-    for pair, sides in enumerate(answers):
-        for sign, tokens in zip((1, -1), map(list, sides)):
-            rows = logits[pair :: len(answers), tokens]
-            u[pair].index_add_(0, torch.tensor(tokens, device=u.device), sign * _within(rows))
+    for sign, tokens in zip((1, -1), zip(*answers)):
+        _add_answers(u, logits, sign, tokens)
     return u
 
 # %% ../../nbs/score/02_flow_sweep.ipynb #62dfaa2d
@@ -326,7 +327,7 @@ def layer_edges(
 
 # %% ../../nbs/score/02_flow_sweep.ipynb #bc5ebffd
 class BatchFlow(NamedTuple):
-    "Hold the flow of the pairs of one batch."
+    "Hold the flow of the pairs of one batch, on the device of the model."
 
     heads: torch.Tensor  # Attribution, [pair, position from the first difference on, layer * head]
     mlps: torch.Tensor  # Attribution, [pair, position, layer]
@@ -358,8 +359,7 @@ def sweep(
         found.insert(0, part)
     heads, mlps = torch.cat([f.heads for f in found], 2), torch.stack([f.mlp for f in found], 2)
     embedding = (m * caches[0].d_resid).sum(-1)
-    edges = torch.cat(direct, 1).transpose(1, 2).cpu() if direct else None
-    return BatchFlow(heads.cpu(), mlps.cpu(), embedding.cpu(), change.cpu(), edges)
+    return BatchFlow(heads, mlps, embedding, change, torch.cat(direct, 1).transpose(1, 2) if direct else None)
 
 # %% ../../nbs/score/02_flow_sweep.ipynb #938021cf
 @patch
@@ -377,8 +377,9 @@ def batch(
     on_z = pooled.looking_on(batch) if pooled else None
     logits, caches, resid = self.cache(ids, batch.start, lengths, on_z, edges == 'all')
     if pooled:
-        pooled.judge(batch, *logits.chunk(2))
-    rows, last = torch.arange(len(ids)), lengths - 1 - batch.start
+        pooled.finish(batch, logits)
+    rows = torch.arange(len(ids), device=resid.device)
+    last = (lengths - 1 - batch.start).to(resid.device)
     u, change = self.final_multiplier(logits, resid[rows, last], answers)
     if self.target != 'logit_diff':  # each pair counts as 1
         u = torch.where(change.abs() > 1e-12, u.T / change, 0.0).T
