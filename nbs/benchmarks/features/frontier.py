@@ -41,7 +41,8 @@ def dictionaries(acts, args):
     for kind, k in [('topk', 8), ('topk', 16), ('topk', 32), ('batchtopk', 32)]:
         start = time.time()
         settings = dict(width=args.width, k=k, steps=args.steps, batch=512, seed=args.seed)
-        yield kind, k, train_dictionary(acts, kind, **settings, checkpoint=args.folder and args.folder / f'{kind}{k}.pt')
+        checkpoint = args.folder and args.folder / f'{kind}{k}.pt'
+        yield kind, k, train_dictionary(acts, kind, **settings, checkpoint=checkpoint)
         print(f'{kind} {k}: {time.time() - start:.0f} s', flush=True)
     pca = fit_basis(acts, 'pca')
     yield 'mean', 0, mean_alone(pca)
