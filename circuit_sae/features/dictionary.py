@@ -6,7 +6,7 @@
 __all__ = ['SPARSE_KINDS', 'BASES', 'CODE_POOLS', 'Dictionary', 'check_dictionary', 'keep_largest', 'keep_largest_of_batch',
            'SparseDictionary', 'Basis', 'fast_ica', 'fit_basis', 'position_codes', 'load_dictionary']
 
-# %% ../../nbs/features/02_dictionary.ipynb #722b061f
+# %% ../../nbs/features/02_dictionary.ipynb #e50a82ec
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,16 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from ..codes.sae import Codes, check_sae, head_scales, latent_bias, latent_readers
-from ..core import InputError, one_of, parse_head, progress, read_tensors, save_tensors
+from ..core import InputError, one_of, parse_head, read_tensors, save_tensors
 from ..data.batches import bind_task
 from ..data.tasks import Task
 from .sites import Site, parse_site, resolve_site, site_width
-from .token_acts import Documents, TokenActs, task_documents
+from .token_acts import TokenActs, task_documents
 from ..models.forward import run
 from ..models.load import model_identity
 from ..models.writes import head_shape, write_matrices
 
-# %% ../../nbs/features/02_dictionary.ipynb #27e60532
+# %% ../../nbs/features/02_dictionary.ipynb #7bcf2908
 class Dictionary(nn.Module):
     "Write activations of one site as sums of features. `SparseDictionary` and `Basis` implement it."
 
@@ -45,46 +45,29 @@ class Dictionary(nn.Module):
         self.model = model
         self.made_from: dict[str, Any] = {}  # Text and settings of the training
 
-    @property
-    def model_name(self) -> str | None:
-        "Return the name of the model."
-        return (self.model or {}).get('name')
-
-    def forward(
-        self,
-        x,  # float [..., d_in]
-    ) -> tuple:  # Reconstruction, float [..., d_in]; coefficients, float [..., width]
-        "Return the reconstruction and the coefficients of the features."
-        c = self.encode(x)
-        return self.decode(c), c
-
-    def __repr__(self):
-        where = f' of {self.site} in {self.model_name}' if self.site else ''
-        return f'{type(self).__name__}{where}: {self.kind}, {self.d_in} → {self.width} features'
-
-# %% ../../nbs/features/02_dictionary.ipynb #c71bba4f
-def check_dictionary(
-    dictionary: Dictionary,  # A dictionary
-    model,  # The TransformerLens bridge that it is to be used with
-    site=None,  # The site that it is to be used at; default: its own
-) -> Site:  # The site
-    "Raise `InputError` unless a dictionary belongs to this model and fits the site."
-    if not isinstance(dictionary, Dictionary):
-        raise InputError(f'expected a Dictionary, got {type(dictionary).__name__}.', code='not-a-dictionary')
-    if site is None and dictionary.site is None:
-        raise InputError('the dictionary does not know its site. Name one, such as "L5 attn_out".', code='no-site')
-    site = resolve_site(model, dictionary.site if site is None else site)
-    width = site_width(model, site)
-    if dictionary.d_in != width:
-        raise InputError(
-            f'the dictionary reads activations of width {dictionary.d_in}, but {site} has width {width}. '
-            'Use a dictionary that was trained at this site.',
-            code='other-width',
-        )
-    _check_same_model(dictionary, model)
-    return site
+# %% ../../nbs/features/02_dictionary.ipynb #ad973757
+@patch
+def forward(
+    self: Dictionary,
+    x,  # float [..., d_in]
+) -> tuple:  # Reconstruction, float [..., d_in]; coefficients, float [..., width]
+    "Return the reconstruction and the coefficients of the features."
+    c = self.encode(x)
+    return self.decode(c), c
 
 
+@patch(as_prop=True)
+def model_name(self: Dictionary) -> str | None:
+    "Return the name of the model."
+    return (self.model or {}).get('name')
+
+
+@patch
+def __repr__(self: Dictionary):
+    where = f' of {self.site} in {self.model_name or "an unnamed model"}' if self.site else ''
+    return f'{type(self).__name__}{where}: {self.kind}, {self.d_in} → {self.width} features'
+
+# %% ../../nbs/features/02_dictionary.ipynb #53d8dc54
 def _check_same_model(dictionary, model):
     "Raise `InputError` if a dictionary names another model."
     own = dictionary.model or {}
@@ -96,7 +79,33 @@ def _check_same_model(dictionary, model):
             code='other-model',
         )
 
-# %% ../../nbs/features/02_dictionary.ipynb #a2223d66
+
+def _check_width(dictionary, site, width):
+    "Raise `InputError` if a dictionary reads activations of another width than the site has."
+    if dictionary.d_in != width:
+        raise InputError(
+            f'the dictionary reads activations of width {dictionary.d_in}, but {site} has width {width}. '
+            'Use a dictionary that was trained at this site.',
+            code='other-width',
+        )
+
+# %% ../../nbs/features/02_dictionary.ipynb #8fc3b65a
+def check_dictionary(
+    dictionary: Dictionary,  # A dictionary
+    model,  # The TransformerLens bridge that it is to be used with
+    site=None,  # The site that it is to be used at; default: its own
+) -> Site:  # The site
+    "Raise `InputError` unless a dictionary belongs to this model and fits the site."
+    if not isinstance(dictionary, Dictionary):
+        raise InputError(f'expected a Dictionary, got {type(dictionary).__name__}.', code='not-a-dictionary')
+    if site is None and dictionary.site is None:
+        raise InputError('the dictionary does not know its site. Name one, such as "L5 attn_out".', code='no-site')
+    site = resolve_site(model, dictionary.site if site is None else site)
+    _check_width(dictionary, site, site_width(model, site))
+    _check_same_model(dictionary, model)
+    return site
+
+# %% ../../nbs/features/02_dictionary.ipynb #ecba17f7
 SPARSE_KINDS = ['topk', 'batchtopk', 'jumprelu', 'relu', 'cunningham', 'argmax']
 
 
@@ -117,7 +126,7 @@ def keep_largest_of_batch(
     flat = p.flatten()
     return keep_largest(flat, k * (len(flat) // p.shape[-1])).view(p.shape)
 
-# %% ../../nbs/features/02_dictionary.ipynb #6d96aaf4
+# %% ../../nbs/features/02_dictionary.ipynb #0d1d01e7
 class SparseDictionary(Dictionary):
     "Encode with one layer and a sparse activation function, and decode linearly."
 
@@ -131,26 +140,35 @@ class SparseDictionary(Dictionary):
         **place,  # `site` and `model`, as for `Dictionary`
     ):
         super().__init__(one_of(kind, SPARSE_KINDS, 'kind of dictionary'), d_in, width, **place)
-        if not (d_in >= 1 and width >= 1 and 1 <= k):
-            raise InputError(
-                f'd_in, width and k must be at least 1; got {d_in}, {width}, {k}.', code='training-setting'
-            )
+        _check_sizes(d_in, width, k)
         self.tied = kind == 'cunningham'
         self.k = {'argmax': 1}.get(kind, k if 'topk' in kind else None)
-        g = torch.Generator().manual_seed(seed)
-        self.W_dec = nn.Parameter(normalize(torch.randn(width, d_in, generator=g), dim=1))
-        if not self.tied:
-            self.W_enc = nn.Parameter(self.W_dec.detach().T.clone())
-        self.b_enc = nn.Parameter(torch.zeros(width))
-        self.b_dec = nn.Parameter(torch.zeros(d_in), requires_grad=not self.tied)
-        self.threshold = nn.Parameter(torch.zeros(width), requires_grad=kind == 'jumprelu')
+        _add_weights(self, torch.Generator().manual_seed(seed))
 
-    @property
-    def directions(self) -> torch.Tensor:
-        "Return what one unit of each feature adds to the activation, float [width, d_in]."
-        return self.W_dec
+# %% ../../nbs/features/02_dictionary.ipynb #85d61c56
+def _check_sizes(d_in, width, k):
+    "Raise `InputError` unless all sizes are positive."
+    if min(d_in, width, k) < 1:
+        raise InputError(f'd_in, width and k must be at least 1; got {d_in}, {width}, {k}.', code='training-setting')
 
-# %% ../../nbs/features/02_dictionary.ipynb #034b7162
+
+def _add_weights(dictionary, g):
+    "Give a dictionary its parameters: random directions, and an encoder that starts as their transpose."
+    d_in, width, kind = dictionary.d_in, dictionary.width, dictionary.kind
+    dictionary.W_dec = nn.Parameter(normalize(torch.randn(width, d_in, generator=g), dim=1))
+    if not dictionary.tied:
+        dictionary.W_enc = nn.Parameter(dictionary.W_dec.detach().T.clone())
+    dictionary.b_enc = nn.Parameter(torch.zeros(width))
+    dictionary.b_dec = nn.Parameter(torch.zeros(d_in), requires_grad=not dictionary.tied)
+    dictionary.threshold = nn.Parameter(torch.zeros(width), requires_grad=kind == 'jumprelu')
+
+# %% ../../nbs/features/02_dictionary.ipynb #deec4228
+@patch(as_prop=True)
+def directions(self: SparseDictionary) -> torch.Tensor:
+    "Return what one unit of each feature adds to the activation, float [width, d_in]."
+    return self.W_dec
+
+# %% ../../nbs/features/02_dictionary.ipynb #30950c8c
 @patch(as_prop=True)
 def encoder(self: SparseDictionary) -> torch.Tensor:
     "Return the encoder matrix, float [d_in, width]."
@@ -165,7 +183,7 @@ def before_activation(
     "Return the coefficients before the activation function."
     return (x - self.b_dec) @ self.encoder + self.b_enc
 
-
+# %% ../../nbs/features/02_dictionary.ipynb #5f122e37
 @patch
 def activate(
     self: SparseDictionary,
@@ -179,7 +197,7 @@ def activate(
         return keep_largest_of_batch(p, self.k)
     return p if self.k is None else keep_largest(p, self.k)
 
-# %% ../../nbs/features/02_dictionary.ipynb #d72665f6
+# %% ../../nbs/features/02_dictionary.ipynb #cd8f1b12
 @patch
 def encode(
     self: SparseDictionary,
@@ -197,7 +215,7 @@ def decode(
     "Return the sum of the features."
     return c @ self.W_dec + self.b_dec
 
-# %% ../../nbs/features/02_dictionary.ipynb #bc695437
+# %% ../../nbs/features/02_dictionary.ipynb #8867870d
 BASES = ['pca', 'nonnegative pca', 'ica', 'random', 'neurons']
 
 
@@ -216,22 +234,26 @@ class Basis(Dictionary):
         for name, value in dict(analysis=analysis, directions=directions, mean=mean).items():
             self.register_buffer(name, value.detach().clone().float())
 
-    def encode(
-        self,
-        x,  # float [..., d_in]
-    ) -> torch.Tensor:  # float [..., width]
-        "Return the coefficients; of 'nonnegative pca' none is below 0."
-        c = (x - self.mean) @ self.analysis
-        return torch.relu(c) if self.kind == 'nonnegative pca' else c
+# %% ../../nbs/features/02_dictionary.ipynb #30807c7a
+@patch
+def encode(
+    self: Basis,
+    x,  # float [..., d_in]
+) -> torch.Tensor:  # float [..., width]
+    "Return the coefficients; of 'nonnegative pca' none is below 0."
+    c = (x - self.mean) @ self.analysis
+    return torch.relu(c) if self.kind == 'nonnegative pca' else c
 
-    def decode(
-        self,
-        c,  # float [..., width]
-    ) -> torch.Tensor:  # float [..., d_in]
-        "Return the sum of the features."
-        return c @ self.directions + self.mean
 
-# %% ../../nbs/features/02_dictionary.ipynb #cca44aba
+@patch
+def decode(
+    self: Basis,
+    c,  # float [..., width]
+) -> torch.Tensor:  # float [..., d_in]
+    "Return the sum of the features."
+    return c @ self.directions + self.mean
+
+# %% ../../nbs/features/02_dictionary.ipynb #3f2b8cd4
 def _moments(x, chunk=4096):
     "Return mean [d_in] and covariance [d_in, d_in] of rows, in double precision, chunk by chunk."
     total = torch.zeros(x.shape[1], dtype=torch.double)
@@ -249,7 +271,7 @@ def _principal(cov):
     variances, vectors = torch.linalg.eigh(cov)
     return variances.flip(0).clamp_min(0), vectors.flip(1).T
 
-# %% ../../nbs/features/02_dictionary.ipynb #8b3a84d0
+# %% ../../nbs/features/02_dictionary.ipynb #390e49b3
 def _pca(x, width, seed):
     "Return analysis, directions and mean of the leading principal components."
     mean, cov = _moments(x)
@@ -270,7 +292,7 @@ def _random(x, width, seed):
     directions = torch.linalg.qr(torch.randn(x.shape[1], width, generator=g))[0].T
     return directions.T, directions, _moments(x)[0]
 
-
+# %% ../../nbs/features/02_dictionary.ipynb #57cdfee9
 def _neurons(x, width, seed):
     "Return the same for the coordinates of largest mean square; nothing is subtracted."
     mean, cov = _moments(x)
@@ -278,13 +300,13 @@ def _neurons(x, width, seed):
     directions = torch.eye(x.shape[1])[largest if width < x.shape[1] else slice(None)]
     return directions.T, directions, torch.zeros(x.shape[1])
 
-# %% ../../nbs/features/02_dictionary.ipynb #9edcebd4
+# %% ../../nbs/features/02_dictionary.ipynb #07df85a8
 def _orthogonal(W):
     "Return the orthogonal matrix that is nearest to `W`."
     u, _, v = torch.linalg.svd(W)
     return u @ v
 
-
+# %% ../../nbs/features/02_dictionary.ipynb #debc549e
 def fast_ica(
     x: torch.Tensor,  # White rows: mean 0, covariance 1, float [row, n]
     seed: int = 0,  # Seed of the start
@@ -302,7 +324,7 @@ def fast_ica(
             break
     return W
 
-# %% ../../nbs/features/02_dictionary.ipynb #efcdca00
+# %% ../../nbs/features/02_dictionary.ipynb #361d0d8b
 def _ica(x, width, seed, max_rows=20_000):
     "Return analysis, directions and mean of independent components, largest contribution to the variance first."
     mean, cov = _moments(x)
@@ -317,7 +339,21 @@ def _ica(x, width, seed, max_rows=20_000):
     analysis = (vectors[:width].T / sd) @ W.T * size
     return analysis[:, order], (mixing / size[:, None])[order], mean
 
-# %% ../../nbs/features/02_dictionary.ipynb #2eb97bac
+# %% ../../nbs/features/02_dictionary.ipynb #152a8a7b
+_FITS = {'pca': _pca, 'nonnegative pca': _nonnegative_pca, 'ica': _ica, 'random': _random, 'neurons': _neurons}
+
+
+def _basis_width(kind, width, d_in):
+    "Return the number of features; raise `InputError` if a basis of this kind cannot have so many."
+    both = kind == 'nonnegative pca'
+    most = d_in * (2 if both else 1)
+    width = width or most
+    if not 1 <= width <= most or (both and width % 2):
+        even = ', an even number' if both else ''
+        raise InputError(f"the width of '{kind}' must be between 1 and {most}{even}; got {width}.", code='basis-width')
+    return width
+
+# %% ../../nbs/features/02_dictionary.ipynb #cf50fec1
 def fit_basis(
     acts,  # `TokenActs`, or a float tensor [token, d_in]
     kind: str,  # One of `BASES`
@@ -330,21 +366,28 @@ def fit_basis(
     2. 'ica': whiten the leading principal components, then FastICA with tanh.
     3. 'random': orthonormal directions. 'neurons': coordinates; fewer than all are the ones of largest mean square.
     """
-    fit = {'pca': _pca, 'nonnegative pca': _nonnegative_pca, 'ica': _ica, 'random': _random, 'neurons': _neurons}
     one_of(kind, BASES, 'basis')
     is_acts = isinstance(acts, TokenActs)
     x = acts.x if is_acts else torch.as_tensor(acts)
-    most = x.shape[1] * (2 if kind == 'nonnegative pca' else 1)
-    width = width or most
-    if not 1 <= width <= most or (kind == 'nonnegative pca' and width % 2):
-        even = ', an even number' if kind == 'nonnegative pca' else ''
-        raise InputError(f"the width of '{kind}' must be between 1 and {most}{even}; got {width}.", code='basis-width')
+    width = _basis_width(kind, width, x.shape[1])
     place = dict(site=acts.site, model=acts.model) if is_acts else {}
-    basis = Basis(kind, *fit[kind](x, width, seed), **place)
+    basis = Basis(kind, *_FITS[kind](x, width, seed), **place)
     basis.made_from = dict(kind=kind, width=width, seed=seed) | (acts.made_from if is_acts else {})
     return basis
 
-# %% ../../nbs/features/02_dictionary.ipynb #14d84004
+# %% ../../nbs/features/02_dictionary.ipynb #5236dc5c
+def _sae_weights(sae, scale):
+    "Return the weights of a discrete SAE with the scale of one head moved into them."
+    found = dict(
+        W_enc=normalize(sae.W_enc, dim=0) / scale,
+        W_dec=normalize(sae.W_dec, dim=sae.dec_axis) * scale,
+        b_enc=sae.b_enc,
+        b_dec=sae.b_dec * scale,
+        threshold=torch.zeros(len(sae.b_enc)),
+    )
+    return {name: w.detach() for name, w in found.items()}
+
+# %% ../../nbs/features/02_dictionary.ipynb #493fa61d
 @patch(cls_method=True)
 def from_sae(
     cls: Dictionary,
@@ -358,18 +401,11 @@ def from_sae(
     site = resolve_site(model, Site('result', *parse_head(head)))
     scale = head_scales(sae, *shape[:2])[site.layer, site.head]
     found = SparseDictionary(sae.cfg['d_in'], sae.cfg['d_sae'], 'argmax', site=site, model=model_identity(model))
-    weights = dict(
-        W_enc=normalize(sae.W_enc, dim=0) / scale,
-        W_dec=normalize(sae.W_dec, dim=sae.dec_axis) * scale,
-        b_enc=sae.b_enc,
-        b_dec=sae.b_dec * scale,
-        threshold=torch.zeros(found.width),
-    )
-    found.load_state_dict({name: w.detach() for name, w in weights.items()})
+    found.load_state_dict(_sae_weights(sae, scale))
     found.made_from = dict(sae.made_from)
     return found.requires_grad_(False).eval()
 
-# %% ../../nbs/features/02_dictionary.ipynb #532ad65d
+# %% ../../nbs/features/02_dictionary.ipynb #d89246b6
 @patch
 def codes_at(
     self: SparseDictionary,
@@ -379,27 +415,50 @@ def codes_at(
     strongest, code = self.encode(x).max(-1)
     return torch.where(strongest > 0, code, -1)
 
-# %% ../../nbs/features/02_dictionary.ipynb #bd731f99
+# %% ../../nbs/features/02_dictionary.ipynb #eecd8e86
 CODE_POOLS = ['strongest', 'last', 'all']
 
 
-def _latents_at(z, readers, bias, lengths):
-    "Return the activations of the latents [row, position, head, latent], zero behind the end of a row."
+def _layer_codes(z, readers, bias, lengths, pool):
+    "Return the codes of one layer, int [row, head], or [row, position, head] for 'all'; -1 is the null code."
     a = torch.relu(torch.einsum('bphd,hds->bphs', z, readers.to(z.device)) + bias.to(z.device))
-    inside = torch.arange(z.shape[1]) < torch.as_tensor(lengths)[:, None]
-    return a * inside[:, :, None, None].to(a.device)
-
-
-def _pool_codes(a, pool, lengths):
-    "Return codes from activations of latents: [row, head], or [row, position, head] for 'all'; -1 is the null code."
+    lengths = torch.as_tensor(lengths)
+    inside = torch.arange(z.shape[1]) < lengths[:, None]
+    a = a * inside[:, :, None, None].to(a.device)
     if pool == 'strongest':
         a = a.amax(1)
     elif pool == 'last':
-        a = a[torch.arange(len(a)), torch.as_tensor(lengths) - 1]
+        a = a[torch.arange(len(a)), lengths - 1]
     strongest, code = a.max(-1)
     return torch.where(strongest > 0, code, -1).cpu().numpy()
 
-# %% ../../nbs/features/02_dictionary.ipynb #1c20f265
+# %% ../../nbs/features/02_dictionary.ipynb #d401f37c
+class _CodeReader:
+    "Collect the codes of all heads from the `z` of each layer."
+
+    def __init__(self, model, sae, pool):
+        shape = head_shape(model)
+        check_sae(sae, model.cfg.d_model, shape.n_layers * shape.n_heads)
+        scales = head_scales(sae, *shape[:2])
+        self.readers = [latent_readers(sae, W, s).detach() for W, s in zip(write_matrices(model), scales)]
+        self.bias = latent_bias(sae).detach()
+        self.pool = pool
+
+    def start(self, lengths):
+        "Begin a batch whose rows have these lengths."
+        self.lengths = lengths
+        self.codes = {}
+
+    def on_z(self, layer, z):
+        "Receive the `z` of one layer."
+        self.codes[layer] = _layer_codes(z, self.readers[layer], self.bias, self.lengths, self.pool)
+
+    def together(self):
+        "Return the codes of all heads, int [row, ..., head]; the null code for a layer without attention."
+        none = np.full_like(next(iter(self.codes.values())), -1)
+        return np.concatenate([self.codes.get(layer, none) for layer in range(len(self.readers))], -1)
+
+# %% ../../nbs/features/02_dictionary.ipynb #3ff915f5
 @torch.no_grad()
 def position_codes(
     model,  # A TransformerLens bridge, or a `BoundTask`
@@ -410,31 +469,23 @@ def position_codes(
 ):  # `Codes` [example, head]; for 'all', one int array [position, head] an example
     """Return the code of every head, taken at single positions and pooled after coding.
 
-    1. At each position, the activations of the latents are `ReLU` of what the encoder reads from the head's output there.
+    1. At each position, the activations of the latents are `ReLU` of what the encoder reads from the head's output.
     2. 'strongest': the latent with the largest activation at any position. 'last': at the last position.
     """
     one_of(pool, CODE_POOLS, 'pool')
     bound = bind_task(model, task)
-    shape = head_shape(bound.model)
-    check_sae(sae, bound.model.cfg.d_model, shape.n_layers * shape.n_heads)
-    scales = head_scales(sae, *shape[:2])
-    readers = [latent_readers(sae, W, s).detach() for W, s in zip(write_matrices(bound.model), scales)]
-    bias = latent_bias(sae).detach()
+    reader = _CodeReader(bound.model, sae, pool)
     documents = task_documents(bound)
     found = [None] * len(documents)
     for rows, ids, lengths in documents.batches(batch_size):
-        own = {}
-
-        def on_z(layer, z):
-            own[layer] = _pool_codes(_latents_at(z, readers[layer], bias, lengths), pool, lengths)
-
-        run(bound.model, ids, on_z, lengths)
-        together = np.concatenate([own[layer] for layer in sorted(own)], -1)
+        reader.start(lengths)
+        run(bound.model, ids, reader.on_z, lengths)
+        together = reader.together()
         for i, row in enumerate(rows):
             found[row] = together[i, : lengths[i]] if pool == 'all' else together[i]
-    return found if pool == 'all' else Codes(np.stack(found), shape.n_heads, sae.cfg['d_sae'])
+    return found if pool == 'all' else Codes(np.stack(found), bound.model.cfg.n_heads, sae.cfg['d_sae'])
 
-# %% ../../nbs/features/02_dictionary.ipynb #8e6bd1a1
+# %% ../../nbs/features/02_dictionary.ipynb #9ea9168e
 @patch
 def save(
     self: Dictionary,
@@ -445,7 +496,7 @@ def save(
     info |= dict(site=self.site and str(self.site), made_from=self.made_from)
     save_tensors(path, type(self).__name__, self.state_dict(), info)
 
-
+# %% ../../nbs/features/02_dictionary.ipynb #3b985dac
 def load_dictionary(
     path,  # A file that `save` wrote
     model=None,  # A TransformerLens bridge; if given, check that the dictionary belongs to it
@@ -464,7 +515,7 @@ def load_dictionary(
         check_dictionary(found, model)
     return found.requires_grad_(False).eval()
 
-# %% ../../nbs/features/02_dictionary.ipynb #0b8c7896
+# %% ../../nbs/features/02_dictionary.ipynb #d3020653
 @patch(cls_method=True)
 def load(
     cls: Dictionary,
