@@ -330,6 +330,7 @@ class PatchPasses:
     ):
         self.bound = bound
         self.pairs = batch.pairs
+        self.rows = batch.rows
         self.mid = Midway(bound.model, batch.positives)
         self.negative_logits, self.z = substitutes(batch)
         self.start = substitutes.start(batch)
@@ -346,8 +347,8 @@ def measure_clean(
 ):
     "Measure the two clean passes."
     negative = self.negative_logits
-    effects.clean[self.pairs] = metric(self.bound, self.mid.logits, self.pairs, negative).cpu()
-    effects.corrupted[self.pairs] = metric(self.bound, negative, self.pairs, negative).cpu()
+    effects.clean[self.pairs] = metric(self.bound, self.mid.logits, self.rows, negative).cpu()
+    effects.corrupted[self.pairs] = metric(self.bound, negative, self.rows, negative).cpu()
 
 # %% ../../nbs/causal/00_patching.ipynb #90f58430
 @patch
@@ -361,7 +362,7 @@ def measure_layer(
     "Patch heads of one layer and measure."
     logits = patch_layer(self.mid, layer, self.z[layer], self.where, self.start, heads)
     rows = np.repeat(np.arange(len(self.pairs)), len(heads))
-    measured = metric(self.bound, logits, self.pairs[rows], self.negative_logits[rows])
+    measured = metric(self.bound, logits, self.rows[rows], self.negative_logits[rows])
     columns = layer * effects.n_heads + np.asarray(heads)
     effects.patched[np.ix_(self.pairs, columns)] = measured.view(-1, len(heads)).cpu()
 

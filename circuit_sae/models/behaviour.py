@@ -230,15 +230,15 @@ def _n_sequences(answers, wrongs):
     "Return how many columns at the end of a row of logits belong to answers of several tokens."
     return max(0, -min((*answers, *wrongs), default=0))
 
-
+# %% ../../nbs/models/07_behaviour.ipynb #f8fb78c6
 def judge(
-    logits,  # Logits at the end of the prompt, float [batch, d_vocab], and a column for each answer of several tokens
+    logits,  # Logits at the end of the prompt, float [batch, d_vocab], and a column for each long answer
     answers,  # Columns of the answers, one tuple a row: a token id, or -1, -2, ... for an answer of several tokens
     wrongs,  # Columns of the wrong answers
 ) -> np.ndarray:  # float32 [batch, 3]
     """Return logit_diff (nats), rank of the best answer and probability of the answers, for each row.
 
-    The rank counts the tokens that are more likely than the whole answer; the first token of that answer does not count.
+    The rank counts the tokens that are more likely than the whole answer, without the first token of that answer.
     A row without answers has NaN, NaN and 0.
     """
     judged = np.zeros((len(answers), 3), dtype=np.float32)
@@ -456,6 +456,6 @@ def check_behaviour(
     batches = pair_batches(bound, batch_size, answers=True)
     for batch in progress(batches, f'{bound.name}: behaviour', unit='batch'):
         logits = run_pairs(bound.model, batch.positives, batch.negatives, lengths=batch.lengths)
-        for rows, row_logits in zip((batch.pairs, batch.pairs + bound.n), logits):
-            judged[rows] = bound.measure(judge, row_logits, rows)
+        for first, row_logits in zip((0, bound.n), logits):
+            judged[batch.pairs + first] = bound.measure(judge, row_logits, batch.rows + first)
     return Behaviour(judged, bound.tokens.is_positive, bound.name)

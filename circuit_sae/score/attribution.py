@@ -123,7 +123,7 @@ class PairMetric:
         self,
         bound: BoundTask,  # The task
         metric,  # A key of `METRICS`, 'prediction', 'kl', or a function of (logits [batch, d_vocab], answers, wrongs)
-        pairs,  # Numbers of the pairs, int [batch]
+        pairs,  # Numbers of the pairs, int [batch]; with answers of several tokens `rows` of the `PairBatch`
         positive=None,  # Logits on the positives, [batch, d_vocab]; may be set later
         negative=None,  # Logits on the negatives, [batch, d_vocab]; may be set later
     ):
@@ -222,7 +222,7 @@ def _between(model, batch, measure, parts, rules):
 # %% ../../nbs/score/04_attribution.ipynb #1bdccd98
 def _pair_effects(bound, batch, metric, at='positive', rules=()):
     "Return the effects of the pairs of one batch, [pair, n_layers * n_heads], and the changes of their metric, [pair]."
-    measure = PairMetric(bound, metric, batch.pairs)
+    measure = PairMetric(bound, metric, batch.rows)
     if at == 'both':
         z, z_neg, gradient = _at_both(bound.model, batch, measure, rules)
     elif at == 'negative':
