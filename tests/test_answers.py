@@ -20,6 +20,8 @@ from circuit_sae.models.load import quietly, save_random_model, tiny_model
 from circuit_sae.models.rerun import collect_z, run_edited
 from circuit_sae.score.attribution import attribute_heads
 from circuit_sae.score.flow import difference_flow
+from circuit_sae.trust.certificate import certify
+from circuit_sae.truth.planted import plant
 
 SIZE = dict(vocab_size=len(tiny_tokenizer()), max_position_embeddings=128)
 LLAMA = dict(SIZE, hidden_size=16, num_hidden_layers=2, intermediate_size=32, num_attention_heads=4)
@@ -177,3 +179,15 @@ def test_find_says_why_attribution_ranks_the_heads():
     assert not plain.note and plain.settings.ranking == 'flow'
     with pytest.raises(InputError):
         difference_flow(model, Task('answers', make_pairs(4)), target='logit_diff')
+
+
+def test_a_circuit_without_answers_is_certified(tmp_path):
+    "Prompts alone: find, certificate and its page measure how far the prediction moves."
+    p = plant('chain', n=40)
+    task = Task('alone', [e._replace(answer=(), wrong=()) for e in p.task.examples])
+    found = find_circuit(p.model, task, n_epochs=5, d_sae=20)
+    certificate = certify(found, p.model, n_draws=10)
+    assert certificate and certificate.settings['metric'] == 'kl_div'
+    assert set(found.circuit) == set(p.truth)
+    page = [path.read_text(encoding='utf-8') for path in certificate.save(tmp_path)]
+    assert all('pairs without answers' in text for text in page[1:])
