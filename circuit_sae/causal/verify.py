@@ -84,7 +84,7 @@ def _measure_batch(bound, batch, keep, passes, metric, rows):
     measured = []
     for k in range(0, len(keep), step):
         for logits in run_kept(bound.model, batch.positives, keep[k : k + step], substitute):
-            measured.append(_to_numpy(metric(bound, logits, batch.pairs, negative_logits)))
+            measured.append(_to_numpy(metric(bound, logits, batch.rows, negative_logits)))
     return np.stack(measured)
 
 # %% ../../nbs/causal/02_verify.ipynb #f8ad4c07
@@ -98,7 +98,7 @@ def _measure_ablations(bound, keep, ablations, metric, batch_size, answers):
             substitutes = Substitutes(bound, ablation, batch_size)
             for batch in batches:
                 logits, z = substitutes(batch)
-                negative[batch.pairs] = _to_numpy(metric(bound, logits, batch.pairs, logits))
+                negative[batch.pairs] = _to_numpy(metric(bound, logits, batch.rows, logits))
                 out[i][:, batch.pairs] = _measure_batch(bound, batch, keep, (logits, z), metric, batch_size)
                 bar.update()
     return out, negative

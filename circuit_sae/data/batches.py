@@ -210,8 +210,8 @@ def align_pair(
 class PairBatch(NamedTuple):
     """Hold prompt pairs for one forward pass.
 
-    With `pair_batches(..., answers=True)`, a pair has a row for each of its answers of several tokens. These tokens stand
-    behind the prompt, written as `~id`, that is -1 - id: `forward` gives them to the model and scores them.
+    With `pair_batches(..., answers=True)`, a pair has a row for each of its answers of several tokens. These tokens
+    stand behind the prompt, written as `~id`, that is -1 - id: `forward` gives them to the model and scores them.
     """
 
     pairs: np.ndarray  # Numbers of the pairs, int [batch]
@@ -220,6 +220,7 @@ class PairBatch(NamedTuple):
     lengths: np.ndarray  # Lengths of the prompts, without answer and padding, int [2, batch]
     start: int  # The first position at which any negative differs from its positive
     partners: np.ndarray = None  # Corresponding position in the negative, int [batch, position of the positive]
+    rows: np.ndarray = None  # What `BoundTask.measure` calls the rows of the positives, int [batch]; negatives: add n
     n_answer: int = 0  # Tokens of the longest answer behind a prompt
 
 # %% ../../nbs/data/03_batches.ipynb #d80a8ba4
@@ -232,7 +233,7 @@ def is_aligned(self: PairBatch) -> bool:
     same = np.minimum(np.arange(self.partners.shape[1]), ends[:, None] - 1)
     return bool((self.lengths[0] == self.lengths[1]).all() and (self.partners == same).all())
 
-
+# %% ../../nbs/data/03_batches.ipynb #34b1e41a
 @patch(as_prop=True)
 def n_rows(self: PairBatch) -> np.ndarray:
     "Return how many rows the pair of each row has, int [batch]."
@@ -374,7 +375,7 @@ def measure(
     self: BoundTask,
     metric,  # A function of (logits [batch, d_vocab], answers, wrong answers) that returns [batch]
     logits,  # Logits at the end of the prompt, float [batch, d_vocab]
-    rows,  # The row of each: the number of its pair, or pair + n for a negative, int [batch]
+    rows,  # The row of each, int [batch]: `rows` of a `PairBatch` for positives, `rows` + n for negatives
 ):  # The value of `metric`
     "Apply a metric with the answers of the rows; see `TaskTokens.measure`."
     return self.tokens.measure(metric, logits, rows)
@@ -486,7 +487,7 @@ def _padded_batches(shapes, order, batch_size, pass_cost):
     "Return lists of pair numbers, cut where the cost is lowest."
     return [order[part] for part in _best_cuts([shapes[i] for i in order], batch_size, pass_cost)]
 
-
+# %% ../../nbs/data/03_batches.ipynb #70efb951
 def _equal_batches(shapes, order, batch_size, sequences):
     "Return lists of pair numbers, each of pairs with the same two lengths and the same length of the longest answer."
     by_length = {}
@@ -496,11 +497,13 @@ def _equal_batches(shapes, order, batch_size, sequences):
     groups = [np.array(group) for _, group in sorted(by_length.items())]
     return [group[k : k + batch_size] for group in groups for k in range(0, len(group), batch_size)]
 
-
+# %% ../../nbs/data/03_batches.ipynb #aed98711
 def _make_batch(bound, pairs, shapes, sequences):
     "Return the `PairBatch` of these pair numbers, with a row for each of these answers; without answers one a pair."
-    answers = [answer for i in pairs for answer in sequences.get(i) or [()]]
-    pairs = np.repeat(pairs, [len(sequences.get(i) or [()]) for i in pairs])
+    own = [sequences.get(i) or [()] for i in pairs]
+    answers = [answer for found in own for answer in found]
+    numbers = [k + bool(answer) for found in own for k, answer in enumerate(found)]  # from 1; 0 without an answer
+    pairs = np.repeat(pairs, [len(found) for found in own])
     n_answer = max(map(len, answers))
     positives, negatives = [[bound.tokens.ids[i + first] for i in pairs] for first in (0, bound.n)]
     lengths = np.array([[len(p) for p in positives], [len(q) for q in negatives]])
@@ -511,7 +514,8 @@ def _make_batch(bound, pairs, shapes, sequences):
         positives, negatives = [[[*p, *a] for p, a in zip(x, scored)] for x in (positives, negatives)]
     start = min(shapes[i][2] for i in pairs)
     padded = [pad_rows(x) for x in (positives, negatives, partners)]
-    return PairBatch(pairs, *padded[:2], lengths, start, padded[2], n_answer)
+    rows = pairs + 2 * bound.n * np.array(numbers)
+    return PairBatch(pairs, *padded[:2], lengths, start, padded[2], rows, n_answer)
 
 # %% ../../nbs/data/03_batches.ipynb #8e4edc90
 def pair_batches(

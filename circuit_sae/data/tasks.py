@@ -135,44 +135,43 @@ def measure(
     self: TaskTokens,
     metric,  # A function of (logits [batch, d_vocab], answers, wrong answers) that returns [batch]
     logits,  # Logits at the end of the prompt, float [batch, d_vocab]
-    rows,  # The row of each, int [batch]
+    rows,  # The row of each, int [batch], plus the number of rows times the place of the answer in `sequences`, from 1
 ):  # The value of `metric`
     """Apply a metric with the answers and wrong answers of the rows.
 
     A row with answers of several tokens comes once for each of them, and its logits have a further column: the logit of
     that answer (see `forward`). The metric gets these columns together, and the answer as the number of its column.
     """
-    rows = [int(r) for r in rows]
-    sequences = {r: self.sequences(r) for r in set(rows)}
+    numbers, rows = np.divmod(np.asarray(rows, dtype=int), len(self.ids))
+    sequences = {r: self.sequences(r) for r in set(rows.tolist())}
     if not any(sequences.values()):
         return metric(logits, [self.answers[r] for r in rows], [self.wrongs[r] for r in rows])
-    groups, group_of = _group_rows(rows, sequences)
-    first = [rows[group[0]] for group in groups]
+    groups, group_of = _group_rows(rows.tolist(), numbers.tolist(), sequences)
+    first = [int(rows[group[0]]) for group in groups]
     answers, wrongs = ([_columns(x[r], sequences[r]) for r in first] for x in (self.answers, self.wrongs))
     return metric(_join_columns(logits, groups), answers, wrongs)[group_of]
 
 # %% ../../nbs/data/01_tasks.ipynb #f0aaa414
-def _group_rows(rows, sequences):
+def _group_rows(rows, numbers, sequences):
     "Return the places that belong together, one for each sequence of the row, and the number of each place's group."
-    places = {}
-    for place, row in enumerate(rows):
-        places.setdefault(row, []).append(place)
+    places = {row: {k + bool(own): [] for k in range(max(1, len(own)))} for row, own in sequences.items()}
+    for place, (row, number) in enumerate(zip(rows, numbers)):
+        places[row].setdefault(number, []).append(place)
     groups = []
-    for row, own in places.items():
-        n = max(1, len(sequences[row]))
-        if len(own) % n:
+    for own in places.values():
+        if len(set(map(len, own.values()))) > 1:
             raise InputError(
-                f'expected the prompt once for each of its {n} answers of several tokens, got it {len(own)} times. '
-                'Use batches with these answers: pair_batches(bound, answers=True).',
+                'expected every prompt once for each of its answers of several tokens, but an answer is missing. '
+                'Use batches with these answers, pair_batches(bound, answers=True), and their `rows`.',
                 code='long-answers',
             )
-        groups += np.reshape(own, (n, -1)).T.tolist()  # all places of the first answer come first
+        groups += map(list, zip(*own.values()))  # the first place of each answer, then the second one
     group_of = np.zeros(len(rows), dtype=int)
     for number, group in enumerate(groups):
         group_of[group] = number
     return groups, group_of
 
-
+# %% ../../nbs/data/01_tasks.ipynb #335e0d54
 def _columns(answers, sequences):
     "Return the column of each answer: its token id, or from the end of the logits the place among the sequences."
     return tuple(-1 - sequences.index(a) if isinstance(a, tuple) else a for a in answers)
@@ -270,7 +269,7 @@ def _without_longer(answers):
     kept = [ids for ids in answers if not any(start in known for start in _beginnings(ids))]
     return tuple(sorted(kept, key=_as_tuple))
 
-
+# %% ../../nbs/data/01_tasks.ipynb #a7760651
 def _check_apart(enc, answers, wrongs):
     "Raise `InputError` if an answer begins with a wrong answer, or a wrong answer with an answer."
     for some, others in ((answers, wrongs), (wrongs, answers)):
@@ -357,7 +356,7 @@ class Task:
         source,  # A list of `Example`s, or a function that takes a `random.Random` and yields candidates without end
         n: int = None,  # Number of pairs; default: all of a list
         seed: int = 0,  # Seed of the recipe
-        answer_token: str = None,  # How an answer counts: 'whole', 'first' or 'one'; default: 'whole', of a recipe 'one'
+        answer_token: str = None,  # How an answer counts, see `ANSWER_TOKENS`; default: 'whole', of a recipe 'one'
         equal_length: bool = None,  # Must the two prompts of a pair have the same length? Default: those of a recipe
         description: str = '',  # One line for listings
         settings: dict = None,  # Other settings of the recipe, for the record

@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 from fastcore.basics import patch
 
 # %% ../../nbs/trust/03_audit.ipynb #88516002
-from ..causal.patching import ABLATIONS
+from ..causal.patching import ABLATIONS, default_metric
 from ..causal.verify import check_gap, head_sets, measure_sets
 from ..circuit import Circuit, check_choice
 from ..codes.health import sae_health
@@ -85,14 +85,14 @@ class AuditSettings:
     n_draws: int = 100  # Draws of prompts
     seeds: Sequence = range(3)  # Seeds of the autoencoders trained for the draws
     ablation: str = 'resample'  # Output of a patched head: 'resample', its output on the negative; 'mean' or 'zero'
-    metric: str = 'logit_diff'  # What effects are fractions of; a key of `METRICS`
+    metric: str | None = None  # What effects are fractions of; default: 'logit_diff', without answers 'kl_div'
     seed: int = 0  # Seed of the labels and of the random sets
 
     def __post_init__(self):
         self.seeds = list(self.seeds)
         check_choice(fdr=self.fdr)
         one_of(self.ablation, ABLATIONS, 'ablation')
-        one_of(self.metric, [*METRICS, 'kl_div'], 'metric')
+        one_of(self.metric or 'logit_diff', [*METRICS, 'kl_div'], 'metric')
         _check_counts(self)
 
 # %% ../../nbs/trust/03_audit.ipynb #4f132901
@@ -157,7 +157,8 @@ class Audit:
         _check_model(found, self.model)
         self.bound = bind_task(self.model, found.task)
         self.circuit = _circuit_of(found, circuit)
-        self.settings = settings or AuditSettings()
+        given = settings or AuditSettings()
+        self.settings = replace(given, metric=given.metric or default_metric(self.bound))
         self.fdr = self.settings.fdr or self.circuit.settings.get('fdr') or 0.05
         self.patched = _new_pairs(found.task, self.settings.n_causal)
         self.shape = found.acts.n_layers, found.acts.n_heads

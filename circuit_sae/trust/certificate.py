@@ -198,6 +198,10 @@ def summary(self: Certificate) -> str:
 def behaviour_part(c):
     "Yield the section about the behaviour."
     yield 'h2', 'Behaviour'
+    if 'logit_diff' not in c.behaviour['positive']:
+        n = c.behaviour['positive']['n']
+        yield 'p', f'{n} pairs without answers. Effects are measured by how far the prediction moves (kl_div).'
+        return
     rows = []
     for kind, s in c.behaviour.items():
         difference = f'{s["logit_diff"]:.2f} ± {1.96 * (s["logit_diff_se"] or 0):.2f}'
