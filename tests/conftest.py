@@ -1,5 +1,6 @@
 """Share what the tests need: the files of the repository, a copy of it, a limit on threads, and a browser."""
 
+import gc
 import json
 import os
 import shutil
@@ -33,6 +34,12 @@ def pytest_collection_modifyitems(items):
     """
     order = ['test_site', 'test_notebooks']
     items.sort(key=lambda item: (*order, item.path.stem).index(item.path.stem))
+
+
+def pytest_collection_finish():
+    "Keep the garbage collector from visiting, again and again, what the imports have made."
+    gc.collect()
+    gc.freeze()
 
 
 def repo_files():
