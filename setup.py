@@ -35,7 +35,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=[cfg['lib_path'], f'{cfg["lib_path"]}.*']),
-    package_data={cfg['lib_path']: ['assets/*', 'assets/effects/*/*']},
+    package_data={cfg['lib_path']: ['assets/*', 'assets/effects/*/*', 'assets/tutorials/*']},
     include_package_data=True,
     zip_safe=False,
     python_requires=f'>={cfg["min_python"]}',

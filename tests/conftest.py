@@ -1,5 +1,6 @@
 """Share what the tests need: the files of the repository, a copy of it, a limit on threads, and a browser."""
 
+import gc
 import json
 import os
 import shutil
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (*order, item.path.stem).index(item.path.stem))
 
 
+def pytest_collection_finish():
+    "Keep the garbage collector from visiting, again and again, what the imports have made."
+    gc.collect()
+    gc.freeze()
+
+
 def repo_files():
     "Return every file that is committed or would be, relative to the root of the repository."
     r = subprocess.run(
@@ -54,6 +61,21 @@ def copy(tmp_path):
         (tmp_path / 'copy' / p).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / p, tmp_path / 'copy' / p)
     return tmp_path / 'copy'
+
+
+def wait_until(ready, what, seconds=10):
+    "Wait until `ready()` returns something true, and return that."
+    end = time.monotonic() + seconds
+    while not (got := ready()):
+        assert time.monotonic() < end, f'waited {seconds} s for {what}'
+        time.sleep(0.02)
+    return got
+
+
+def cannot_run(why):
+    "Skip the test and say why, or fail if CIRCUIT_SAE_NEEDS_BROWSER is set."
+    stop = pytest.fail if os.environ.get('CIRCUIT_SAE_NEEDS_BROWSER') else pytest.skip
+    stop(why)
 
 
 class Browser:
@@ -91,11 +113,7 @@ class Browser:
 
     def wait(self, ready, what='the page', seconds=10):
         "Wait until `ready()` returns something true, and return that."
-        end = time.monotonic() + seconds
-        while not (got := ready()):
-            assert time.monotonic() < end, f'waited {seconds} s for {what}'
-            time.sleep(0.02)
-        return got
+        return wait_until(ready, what, seconds)
 
     def messages(self):
         "Return the warnings and errors since the page was opened, failed requests included."
@@ -115,19 +133,15 @@ def chromium():
     Without a browser the tests are skipped, or fail if CIRCUIT_SAE_NEEDS_BROWSER is set.
     """
 
-    def without(why):
-        stop = pytest.fail if os.environ.get('CIRCUIT_SAE_NEEDS_BROWSER') else pytest.skip
-        stop(f'no browser to drive the page in: {why}')
-
     binary = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
     tool = shutil.which('chromedriver')
     if not binary or not tool:
         missing = 'chromedriver' if binary else 'Chromium'
-        without(f'no {missing} on this machine. On Debian: apt install chromium chromium-driver')
+        cannot_run(f'There is no {missing} on this machine. On Debian: apt install chromium chromium-driver')
     try:
         from selenium import webdriver
     except ImportError:
-        without("selenium is not installed: pip install -e '.[dev]'")
+        cannot_run("Selenium is not installed: pip install -e '.[dev]'")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for flag in CHROMIUM_FLAGS:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -12,6 +11,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from notebook_server import context
 
 from circuit_sae.bench.benchmark import benchmark, judge_table, leaderboard, load_table, paired
 from circuit_sae.bench.scorers import SCORERS, scorer
@@ -44,14 +44,6 @@ def fragile(evidence):
         open(flag, 'w').close()
         os._exit(1)
     return slow(evidence)
-"""
-
-SCRIPT = """
-import slow_scorers
-from circuit_sae.bench.benchmark import benchmark
-
-if __name__ == "__main__":
-    benchmark(slow_scorers.slow, n_workers=1, out={out!r}, **{what!r})
 """
 
 METHODS = ['random', 'layer index', ('random, again', 'random')]
@@ -107,13 +99,25 @@ def wait_for(condition, seconds=180):
         time.sleep(0.02)
 
 
-def kill_when_four_runs_are_finished(script, out):
-    "Run a script, kill the parent process alone, and return the files of the finished runs."
-    process = subprocess.Popen([sys.executable, script], start_new_session=True)
+def run_benchmark(environment, path, out, what):
+    "Run the slow scorer in another process; the target of a process that is killed."
+    os.setsid()
+    os.environ.update(environment)
+    sys.path[:0] = path
+    import slow_scorers
+
+    benchmark(slow_scorers.slow, n_workers=1, out=out, **what)
+
+
+def kill_when_four_runs_are_finished(out, what):
+    "Run a benchmark, kill the parent process alone, and return the files of the finished runs."
+    environment = {name: os.environ[name] for name in ('BENCH_LOG', 'PYTHONPATH')}
+    process = context().Process(target=run_benchmark, args=(environment, sys.path, out, what))
+    process.start()
     try:
         wait_for(lambda: len(finished(out)) >= 4)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         time.sleep(1)
         kept = {name: (out / 'rows' / name).read_bytes() for name in finished(out)}
         time.sleep(1)
@@ -127,9 +131,7 @@ def kill_when_four_runs_are_finished(script, out):
 def test_a_kill_loses_only_the_run_in_progress(tmp_path, slow_scorers, here):
     out = tmp_path / 'out'
     what = dict(tasks='induction', models='planted', seeds=range(6), draws=(0, 1), n_pairs=5)
-    script = tmp_path / 'script.py'
-    script.write_text(SCRIPT.format(out=str(out), what=what))
-    kept = kill_when_four_runs_are_finished(script, out)
+    kept = kill_when_four_runs_are_finished(out, what)
     assert 4 <= len(kept) < 12
     assert len(load_table(out)) == len(kept)  # the folder can be read as it is
     df = benchmark(slow_scorers.slow, out=out, executor=here, **what)

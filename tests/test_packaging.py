@@ -1,6 +1,7 @@
 "The source archive makes a wheel by itself, and the wheel holds what a user needs."
 
 import configparser
+import gzip
 import re
 import subprocess
 import sys
@@ -73,3 +74,14 @@ def test_wheel_from_source_archive(copy, tmp_path, settings):
     for extra in 'dev', 'bench':
         of_extra = {norm(r.split(';')[0]) for r in needs if re.search(rf'extra == .{extra}.', r)}
         assert of_extra == {norm(r) for r in settings[f'{extra}_requirements'].split()}
+
+
+@pytest.mark.parametrize('name', ['smollm2', 'planted'])
+def test_figures_of_the_tutorials_are_those_of_the_benchmarks(name):
+    "An installed tutorial reads a table without scores; it holds what the table beside the benchmark's page holds."
+    from circuit_sae.bench.benchmark import load_table
+
+    with gzip.open(ROOT / f'circuit_sae/assets/tutorials/{name}.csv.gz', 'rt') as f:
+        shipped = f.read()
+    columns = shipped.splitlines()[0].split(',')
+    assert shipped == load_table(ROOT / 'nbs/benchmarks' / name)[columns].to_csv(index=False)

@@ -315,3 +315,26 @@ def test_live_viewer_answers(browser, served, page):
     finally:
         browser.driver.switch_to.default_content()
     assert not browser.messages() and not outside(browser, served)
+
+
+@pytest.mark.parametrize('width', [1280, 400])
+@pytest.mark.parametrize('page', ['show/viewer.html', 'tutorials/codes.html'])
+def test_live_viewer_is_filled_and_unclipped(browser, served, page, width):
+    "The frame lies inside the window, each of its views fills a good part of it, and none is wider than the frame."
+    metrics = dict(width=width, height=900, deviceScaleFactor=1, mobile=False)
+    browser.driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
+    try:
+        frame = browser.open(served + page).one('iframe')
+        left, right, height = browser('(r => [r.left, r.right, r.height])(arguments[0].getBoundingClientRect())', frame)
+        assert 0 <= left and right <= browser('document.documentElement.clientWidth') + 1 and height > 500
+        browser.driver.switch_to.frame(frame)
+        browser.one('#viewer')
+        for tab, least in dict(codes=0.5, cut=0.25, pairs=0.15).items():
+            browser(f"document.querySelector('#tab-{tab}').click()")
+            wide, inside = browser('[document.documentElement.scrollWidth, document.documentElement.clientWidth]')
+            filled = browser(f"document.querySelector('#{tab}').getBoundingClientRect().height")
+            assert wide <= inside + 1, f'{tab}: {wide} pixels in a frame of {inside}'
+            assert filled > least * height, f'{tab}: {filled} pixels in a frame of {height}'
+    finally:
+        browser.driver.switch_to.default_content()
+        browser.driver.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})

@@ -4,6 +4,7 @@
 model until it writes to it. Its first call of `load_model` that asks for this model gets it; later calls load again.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -59,3 +60,5 @@ sys.path.insert(0, str(ROOT))
 from circuit_sae.all import *  # noqa: E402, F403
 
 LOADED = load_default()
+gc.collect()
+gc.freeze()  # so that the collector of a notebook's process does not visit a million objects that it shares
