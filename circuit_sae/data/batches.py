@@ -240,12 +240,6 @@ def n_rows(self: PairBatch) -> np.ndarray:
     return (self.pairs[:, None] == self.pairs).sum(1)
 
 
-@patch(as_prop=True)
-def answer_number(self: PairBatch) -> np.ndarray:
-    "Return which of its pair's rows each row is, int [batch]."
-    return np.tril(self.pairs[:, None] == self.pairs, -1).sum(1)
-
-
 @patch
 def at_partners(
     self: PairBatch,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FREE_METRICS', 'SUMMARIES', 'GRADIENT_PLACES', 'RANKING', 'no_weight_gradients', 'add_zeros', 'hook_gradients',
-           'z_gradients', 'prediction_change', 'divergence', 'PairMetric', 'embeddings', 'softer_softmax',
-           'summarize_pairs', 'HeadAttribution', 'check_difference', 'attribute_heads', 'ranking_settings',
-           'rank_heads']
+           'z_gradients', 'prediction_change', 'divergence', 'PairMetric', 'embeddings', 'gradient_bytes',
+           'softer_softmax', 'summarize_pairs', 'HeadAttribution', 'check_difference', 'attribute_heads',
+           'ranking_settings', 'rank_heads']
 
 # %% ../../nbs/score/04_attribution.ipynb #5bb181da
 import contextlib
@@ -19,7 +19,8 @@ from ..core import InputError, one_of, progress
 from ..data.batches import BoundTask, bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import METRICS, get_metric, metric_name
-from ..models.forward import behind_end, forward, hooked, last_logits, z_name
+from ..models.forward import behind_end, check_at_end, fitting_batch, forward, hooked, input_device
+from ..models.forward import last_logits, pass_tokens, row_bytes, to_host, z_name
 from ..models.load import model_lock
 from ..models.rerun import collect_z
 from ..models.support import check_model
@@ -221,7 +222,7 @@ def _between(model, batch, measure, parts, rules):
 
 # %% ../../nbs/score/04_attribution.ipynb #1bdccd98
 def _pair_effects(bound, batch, metric, at='positive', rules=()):
-    "Return the effects of the pairs of one batch, [pair, n_layers * n_heads], and the changes of their metric, [pair]."
+    "Return the effects on one batch, a tensor [row, n_layers * n_heads], and the changes of the metric, [row]."
     measure = PairMetric(bound, metric, batch.rows)
     if at == 'both':
         z, z_neg, gradient = _at_both(bound.model, batch, measure, rules)
@@ -231,19 +232,44 @@ def _pair_effects(bound, batch, metric, at='positive', rules=()):
         parts = [1.0] if at == 'positive' else at
         z, z_neg, gradient = _between(bound.model, batch, measure, parts, rules)
     effects = ((z - z_neg) * gradient).double().sum((2, 4))  # [layer, pair, head]
-    return effects.transpose(0, 1).flatten(1).cpu().numpy(), measure.change().double().cpu().numpy()
+    return effects.transpose(0, 1).flatten(1), measure.change().double()
+
+# %% ../../nbs/score/04_attribution.ipynb #15e867bf
+def gradient_bytes(
+    model,  # A TransformerLens bridge
+    n_pos: int,  # Positions of a prompt
+) -> int:
+    "Estimate the bytes that a pair takes in a pass with gradients, which keeps the activations of every layer."
+    cfg = model.cfg
+    d_mlp = cfg.d_mlp or 4 * cfg.d_model
+    layer = 14 * cfg.d_model + 10 * cfg.n_heads * cfg.d_head + 6 * d_mlp + 5 * cfg.n_heads * n_pos
+    return 2 * (4 * n_pos * cfg.n_layers * layer + row_bytes(model, n_pos))
 
 # %% ../../nbs/score/04_attribution.ipynb #e387eb4f
+def _by_pair(batches, arrays, n):
+    "Return effects [pair, head] and changes [pair]; every row of a pair, one for each answer, has the metric of the pair."
+    pairs = np.concatenate([batch.pairs for batch in batches])
+    n_rows = np.concatenate([batch.n_rows for batch in batches])
+    parts = np.concatenate(arrays[::2]) / n_rows[:, None]
+    effects, changes = np.zeros((n, parts.shape[1])), np.zeros(n)
+    np.add.at(effects, pairs, parts)
+    changes[pairs] = np.concatenate(arrays[1::2])
+    return effects, changes
+
+
 def _all_effects(bound, batch_size, **settings):
     "Return the effects on all pairs, [pair, n_layers * n_heads], and the changes of the metric, [pair]."
-    effects = np.zeros((bound.n, bound.model.cfg.n_layers * bound.model.cfg.n_heads))
-    changes = np.zeros(bound.n)
+    model = bound.model
+    if batch_size is None:
+        pair_bytes = gradient_bytes(model, max(map(len, bound.tokens.ids)))
+        batch_size = fitting_batch(input_device(model), pair_bytes, on_cpu=24)
     answers = settings['metric'] not in FREE_METRICS
-    batches = pair_batches(bound, batch_size, answers=answers)
-    for batch in progress(batches, f'{bound.name}: attribution', unit='batch'):
-        parts, changes[batch.pairs] = _pair_effects(bound, batch, **settings)
-        np.add.at(effects, batch.pairs, parts / batch.n_rows[:, None])  # every row of a pair has the metric of the pair
-    return effects, changes
+    batches = pair_batches(bound, batch_size, pass_cost=pass_tokens(model), answers=answers)
+    found = []
+    with check_at_end():
+        for batch in progress(batches, f'{bound.name}: attribution', unit='batch'):
+            found += _pair_effects(bound, batch, **settings)
+    return _by_pair(batches, to_host(found), bound.n)
 
 # %% ../../nbs/score/04_attribution.ipynb #01236ff6
 def _soften(pattern, hook=None, temperature=2.0):
@@ -372,7 +398,7 @@ def attribute_heads(
     task: Task = None,  # The task, with pairs of equal length; leave it out if `model` is a `BoundTask`
     steps: int = None,  # None: attribution patching; a number: EAP-IG with this many steps
     metric='logit_diff',  # A key of `METRICS`, 'prediction', 'kl', or a function of (logits, answers, wrongs)
-    batch_size: int = 24,  # Pairs in a batch
+    batch_size: int = None,  # Pairs in a batch; default: 24 on a CPU, on a GPU as many as fit
     at='positive',  # Where gradients are taken: 'positive', 'negative', 'both', or parts of the way, as 0.8 or [0.5, 1]
     summary: str = None,  # See `summarize_pairs`; default: 'sum', and 'median size' for a metric without answers
     temperature: float = 1.0,  # Take the gradient of every softmax at this temperature; see `softer_softmax`
