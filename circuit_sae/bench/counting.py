@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 # %% ../../nbs/bench/02_counting.ipynb #c0de0005
 DEVICE = 'counted'  # the name of the device
 
-
+# %% ../../nbs/bench/02_counting.ipynb #73756ab2
 class CountedTensor(torch.Tensor):
     "Wrap a tensor on the CPU; PyTorch takes it for a tensor on the device `counted`."
 

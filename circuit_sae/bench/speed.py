@@ -411,7 +411,7 @@ def _work_row(what, work, other, limit, copies=None):
         bounds.append((work.to_host, '≤', copies, ' copies'))
     return dict(what=what, bounds=bounds, note=f'{work}; beside {other}')
 
-
+# %% ../../nbs/bench/06_speed.ipynb #ac21cf86
 def _work_activations(c):
     "Count the operators of the activations beside those of forward passes over the same batches."
     batches = pair_batches(c.bound, pass_cost=pass_tokens(c.model))
@@ -425,7 +425,7 @@ def _work_activations(c):
     work = count_work(c.model, lambda: cache_head_acts(c.bound), passes)
     return _work_row('operators, activations ÷ forward passes; copies to the host', *work, 1.15, 5)
 
-
+# %% ../../nbs/bench/06_speed.ipynb #5f953829
 def _work_flow(c):
     "Count the operators of the flow with edges beside those of attribution patching, both in one batch."
     few = c.bound.take(min(20, c.bound.n))
@@ -448,7 +448,7 @@ def _work_patching(c):
     )
     return _work_row('operators, patching all heads on 4 pairs ÷ one forward pass', *work, 1.3)
 
-
+# %% ../../nbs/bench/06_speed.ipynb #3c00fb04
 def _work_training(c):
     "Count the copies to the host of the training and of the codes."
     acts = c.acts  # not part of the count
@@ -462,7 +462,7 @@ def _work_training(c):
         what='copies to the host, SAE training and codes', bounds=[(work.to_host, '≤', 5, ' copies')], note=str(work)
     )
 
-
+# %% ../../nbs/bench/06_speed.ipynb #130c9071
 def _work_find(c):
     "Count the copies to the host of `find_circuit` with confirmation."
     (work,) = count_work(c.model, lambda: find_circuit(c.model, c.task))

@@ -272,7 +272,7 @@ def looking_on(
 
     return pool_layer
 
-
+# %% ../../nbs/codes/00_activations.ipynb #0569260c
 @patch
 def finish(
     self: PooledZ,
