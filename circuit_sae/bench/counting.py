@@ -16,6 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
+from ..core import InputError
 
 # %% ../../nbs/bench/02_counting.ipynb #c0de0005
 DEVICE = 'counted'  # the name of the device
@@ -60,7 +61,7 @@ def _copy_from(x, to, non_blocking=False):
         CountingDevice.current.add('to_device' if isinstance(to, CountedTensor) else 'to_host')
     return to
 
-# %% ../../nbs/bench/02_counting.ipynb #05cc1e93
+# %% ../../nbs/bench/02_counting.ipynb #8cec1862
 def _register():
     "Add the device to PyTorch, once."
     if _registered:
@@ -71,6 +72,10 @@ def _register():
     for name, function in functions.items():
         library.impl(name, function, 'PrivateUse1')
     _registered.append(library)
+
+
+with contextlib.suppress(RuntimeError):  # another package has taken the place; `CountingDevice` says so
+    _register()
 
 # %% ../../nbs/bench/02_counting.ipynb #c0de0008
 class Counts(NamedTuple):
@@ -115,6 +120,7 @@ class CountingDevice(TorchDispatchMode):
         return Counts(*(self.numbers[name] for name in Counts._fields))
 
     def __enter__(self):
+        _check_backward()
         self.plain.enter_context(_no_inference_mode())
         if self.model is not None:
             move_weights(self.model.original_model, CountedTensor)
@@ -130,6 +136,19 @@ class CountingDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.dispatch(func, args, kwargs or {})
+
+# %% ../../nbs/bench/02_counting.ipynb #c2d89566
+def _check_backward():
+    "Raise `InputError` unless a backward pass can run on the device."
+    x = CountedTensor(torch.ones(1)).requires_grad_()
+    try:
+        torch.autograd.grad(x.clone().sum(), x)
+    except RuntimeError:
+        raise InputError(
+            'this process ran a backward pass before the counting device was added, so PyTorch does not know the '
+            'device. Restart Python and import circuit_sae.bench.counting first.',
+            code='late-device',
+        ) from None
 
 # %% ../../nbs/bench/02_counting.ipynb #c0de000a
 def _inner(x):

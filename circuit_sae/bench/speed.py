@@ -414,10 +414,9 @@ def _work_row(what, work, other, limit, copies=None):
 # %% ../../nbs/bench/06_speed.ipynb #ac21cf86
 def _work_activations(c):
     "Count the operators of the activations beside those of forward passes over the same batches."
-    batches = pair_batches(c.bound, pass_cost=pass_tokens(c.model))
 
     def passes():
-        for batch in batches:
+        for batch in pair_batches(c.bound, pass_cost=pass_tokens(c.model)):
             for ids, lengths in zip((batch.positives, batch.negatives), batch.lengths):
                 run(c.model, ids, lengths=lengths)
 
@@ -429,7 +428,8 @@ def _work_activations(c):
 def _work_flow(c):
     "Count the operators of the flow with edges beside those of attribution patching, both in one batch."
     few = c.bound.take(min(20, c.bound.n))
-    difference_flow(few)  # what is done once for a model
+    difference_flow(few, n=1)  # what is done once for a model
+    attribute_heads(few.take(1))
     work = count_work(
         c.model,
         lambda: difference_flow(few, edges=True, batch_size=few.n),
