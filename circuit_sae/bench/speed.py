@@ -428,8 +428,9 @@ def _work_activations(c):
 def _work_flow(c):
     "Count the operators of the flow with edges beside those of attribution patching, both in one batch."
     few = c.bound.take(min(20, c.bound.n))
-    difference_flow(few, n=1)  # what is done once for a model
+    difference_flow(few, n=1)  # what is done once for a model and a task
     attribute_heads(few.take(1))
+    few.identity
     work = count_work(
         c.model,
         lambda: difference_flow(few, edges=True, batch_size=few.n),
