@@ -186,10 +186,10 @@ def acts(
     self: Evidence,
     pool='mean',  # As for `cache_head_acts`
 ):
-    "Return the pooled output of every head on every prompt, as `HeadActs`."
+    "Return the pooled output of every head on every prompt, as `HeadActs` on the CPU."
     return self.stage(
         f'activations, {pool}',
-        lambda: cache_head_acts(self.bound, pool=pool, batch_size=self.batch_size),
+        lambda: cache_head_acts(self.bound, pool=pool, batch_size=self.batch_size).to('cpu'),
     )
 
 # %% ../../nbs/bench/00_scorers.ipynb #ddc78fbb
@@ -341,6 +341,7 @@ def class_difference(
     acts,  # `HeadActs`
 ) -> HeadScores:
     "Return the norm of the difference of the class means of each head's pooled output."
+    acts = acts.to('cpu')
     y = torch.from_numpy(acts.is_positive)
     difference = acts.z[y].mean(0) - acts.z[~y].mean(0)
     norms = torch.einsum('lhd,lhdm->lhm', difference, acts.W).norm(dim=-1)

@@ -55,9 +55,10 @@ def _batches(tokens, size=50):
 class _Context:
     "Hold model and task of a measurement, and the data that several stages use."
 
-    def __init__(self, model, task, n_pairs=250, repeats=1, device=None):
+    def __init__(self, model, task, n_pairs=250, repeats=1, device=None, dtype='float32'):
         self.given = model
         self.device = device
+        self.dtype = dtype
         self.task_name = task
         self.n_pairs = n_pairs
         self.repeats = repeats
@@ -65,10 +66,10 @@ class _Context:
 
     @cached_property
     def model(self):
-        "Return the bridge, in float32 if it is loaded here."
+        "Return the bridge."
         if not isinstance(self.given, str):
             return self.given
-        return load_model(self.given, self.device, dtype='float32')
+        return load_model(self.given, self.device, dtype=self.dtype)
 
     @cached_property
     def bound(self):
@@ -103,16 +104,16 @@ class _Context:
     @cached_property
     def plain(self):
         "Return the Hugging Face model without a bridge."
-        return _plain_model(self.folder, next(self.model.original_model.parameters()).device)
+        return _plain_model(self.folder, next(self.model.original_model.parameters()))
 
 # %% ../../nbs/bench/06_speed.ipynb #904c20d6
-def _plain_model(folder, device):
-    "Return a Hugging Face model in float32."
+def _plain_model(folder, like):
+    "Return a Hugging Face model with the dtype and device of the weight `like`."
     from transformers import AutoModelForCausalLM
 
     with quietly():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval().to(device)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=like.dtype)
+    return model.eval().to(like.device)
 
 
 @patch(as_prop=True)
@@ -410,13 +411,12 @@ def _work_row(what, work, other, limit, copies=None):
         bounds.append((work.to_host, '≤', copies, ' copies'))
     return dict(what=what, bounds=bounds, note=f'{work}; beside {other}')
 
-
+# %% ../../nbs/bench/06_speed.ipynb #ac21cf86
 def _work_activations(c):
     "Count the operators of the activations beside those of forward passes over the same batches."
-    batches = pair_batches(c.bound, pass_cost=pass_tokens(c.model))
 
     def passes():
-        for batch in batches:
+        for batch in pair_batches(c.bound, pass_cost=pass_tokens(c.model)):
             for ids, lengths in zip((batch.positives, batch.negatives), batch.lengths):
                 run(c.model, ids, lengths=lengths)
 
@@ -424,11 +424,13 @@ def _work_activations(c):
     work = count_work(c.model, lambda: cache_head_acts(c.bound), passes)
     return _work_row('operators, activations ÷ forward passes; copies to the host', *work, 1.15, 5)
 
-
+# %% ../../nbs/bench/06_speed.ipynb #5f953829
 def _work_flow(c):
     "Count the operators of the flow with edges beside those of attribution patching, both in one batch."
     few = c.bound.take(min(20, c.bound.n))
-    difference_flow(few)  # what is done once for a model
+    difference_flow(few, n=1)  # what is done once for a model and a task
+    attribute_heads(few.take(1))
+    few.identity
     work = count_work(
         c.model,
         lambda: difference_flow(few, edges=True, batch_size=few.n),
@@ -447,7 +449,7 @@ def _work_patching(c):
     )
     return _work_row('operators, patching all heads on 4 pairs ÷ one forward pass', *work, 1.3)
 
-
+# %% ../../nbs/bench/06_speed.ipynb #3c00fb04
 def _work_training(c):
     "Count the copies to the host of the training and of the codes."
     acts = c.acts  # not part of the count
@@ -461,7 +463,7 @@ def _work_training(c):
         what='copies to the host, SAE training and codes', bounds=[(work.to_host, '≤', 5, ' copies')], note=str(work)
     )
 
-
+# %% ../../nbs/bench/06_speed.ipynb #130c9071
 def _work_find(c):
     "Count the copies to the host of `find_circuit` with confirmation."
     (work,) = count_work(c.model, lambda: find_circuit(c.model, c.task))
@@ -537,6 +539,7 @@ def speed(
     out=None,  # A `.json` file, written again after every stage
     repeats: int = 1,  # The least number of runs of each function; the shortest time counts
     device: str = None,  # Where to load the model, such as 'cuda'; default: a GPU if there is one
+    dtype: str = 'float32',  # The precision to load it in
 ) -> SpeedTable:  # Raises `InputError` for an unknown stage or task
     """Time every stage beside its plain form on the same data.
 
@@ -544,7 +547,7 @@ def speed(
     2. Run stage and plain form in turn and compare their results.
     3. Return one row a stage with times, measured value and target. Write the table after each row."""
     stages = [one_of(stage, SPEED_STAGES, 'stage') for stage in stages or SPEED_STAGES]
-    c = _Context(model, task, n_pairs, max(repeats, 1), device)
+    c = _Context(model, task, n_pairs, max(repeats, 1), device, dtype)
     settings = dict(model=c.model.circuit_sae_name, task=task, n_pairs=n_pairs, repeats=repeats)
     table = SpeedTable([], machine(), settings)
     _measure_stages(table, stages, c, out)

@@ -142,6 +142,15 @@ def results(
     "Return the pooled writes of all heads."
     return torch.cat([self.result(layer, rows) for layer in range(self.n_layers)], dim=1)
 
+# %% ../../nbs/codes/00_activations.ipynb #1bc5aa47
+@patch
+def to(
+    self: HeadActs,
+    device,  # A device, such as 'cpu'
+) -> HeadActs:
+    "Return the activations and matrices on another device."
+    return HeadActs(self.z.to(device), self.W.to(device), self.is_positive, self.made_from, self.behaviour)
+
 # %% ../../nbs/codes/00_activations.ipynb #25c0859d
 @patch
 def rms(self: HeadActs) -> np.ndarray:  # float32 [n_layers * n_heads]
@@ -273,7 +282,7 @@ def looking_on(
 
     return pool_layer
 
-
+# %% ../../nbs/codes/00_activations.ipynb #0569260c
 @patch
 def finish(
     self: PooledZ,

@@ -186,7 +186,7 @@ def _own_positions(batch, device):
     partners = own if batch.is_aligned else batch.partners[rows, own]
     return [torch.as_tensor(x, device=device) for x in (own, partners, positions >= 0)]
 
-
+# %% ../../nbs/codes/04_latents.ipynb #09dd7d30
 def _aligned_ends(batch, z, z_neg, g):
     "Return `z`, `z_neg` and the gradient [layer, pair, position, ...] at the positions of `_own_positions`."
     if batch.is_aligned and len(set(batch.lengths[0])) == 1:
@@ -243,7 +243,7 @@ def _attribute_batches(bound, sae, metric, batch_size):
             found += _attribute_batch(bound, sae, W, scales, metric, batch)
     return _in_order(batches, to_host(found))
 
-
+# %% ../../nbs/codes/04_latents.ipynb #5fe17b13
 def _in_order(batches, arrays):
     "Return the arrays of all batches, four each, in the order of the pairs."
     gaps, wholes, carried, wheres = (arrays[k::4] for k in range(4))

@@ -39,7 +39,7 @@ def input_device(
     devices = (p.device for p in model.original_model.parameters() if p.device.type != 'meta')  # meta: offloaded
     return next(devices, torch.device('cpu'))
 
-
+# %% ../../nbs/models/05_forward.ipynb #5624c8d6
 def as_ids(
     model,  # A TransformerLens bridge
     ids,  # Token ids, int [batch, position]
@@ -144,7 +144,7 @@ def _first_not_finite(unchecked):
         if not finite:
             raise _not_finite(model, ids)
 
-
+# %% ../../nbs/models/05_forward.ipynb #fc5d3ecd
 @contextlib.contextmanager
 def check_at_end():
     "Inside the block, keep on the device whether logits are finite; at its end raise `InputError` if some are not."
@@ -452,7 +452,7 @@ def fitting_batch(
         return on_cpu
     return int(np.clip(free // 4 // pair_bytes, 1, most))
 
-
+# %% ../../nbs/models/05_forward.ipynb #f32c6670
 def pass_tokens(
     model,  # A TransformerLens bridge
 ) -> int:

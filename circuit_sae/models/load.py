@@ -462,7 +462,7 @@ def load_model(
 
 # %% ../../nbs/models/03_load.ipynb #ba8e4b46
 def _sample(model, name, p):
-    "Return evenly spaced entries of one weight tensor, float64 [entry]."
+    "Return evenly spaced entries of one weight tensor."
     from accelerate.utils import align_module_device
 
     module, _, own = name.rpartition('.')
@@ -470,19 +470,23 @@ def _sample(model, name, p):
     with align_module_device(module):
         weight = getattr(module, own) if p.is_meta else p  # meta: offloaded, loaded one module at a time
         flat = weight.detach().reshape(-1)
-    return flat[:: max(1, len(flat) // 64)].double()
+        entries = flat[:: max(1, len(flat) // 64)]
+        return entries.clone() if p.is_meta else entries  # a view would keep the whole tensor in memory
 
-
+# %% ../../nbs/models/03_load.ipynb #ae3c2fc7
 def _sample_weights(model, weights):
-    "Return dtype, shape and evenly spaced entries of weight tensors by name, with one copy from each device."
-    samples = {name: _sample(model, name, p) for name, p in weights}
+    "Return dtype, shape and evenly spaced entries of weight tensors by name, with one copy for each device and dtype."
+    samples = {}
+    for name, p in weights:
+        if id(p) not in samples:  # a bridge has several names for a weight
+            samples[id(p)] = _sample(model, name, p)
     entries = {}
-    for device in {sample.device for sample in samples.values()}:
-        own = [name for name, sample in samples.items() if sample.device == device]
-        flat = torch.cat([samples[name] for name in own]).cpu()
-        parts = flat.split([len(samples[name]) for name in own])
-        entries |= {name: part.tolist() for name, part in zip(own, parts)}
-    return {name: [str(p.dtype), list(p.shape), entries[name]] for name, p in weights}
+    for kind in {(sample.device, sample.dtype) for sample in samples.values()}:
+        own = [key for key, sample in samples.items() if (sample.device, sample.dtype) == kind]
+        flat = torch.cat([samples[key] for key in own]).double().cpu()
+        parts = flat.split([len(samples[key]) for key in own])
+        entries |= {key: part.tolist() for key, part in zip(own, parts)}
+    return {name: [str(p.dtype), list(p.shape), entries[id(p)]] for name, p in weights}
 
 # %% ../../nbs/models/03_load.ipynb #803ef85c
 @torch.no_grad()
@@ -491,7 +495,7 @@ def model_identity(
 ) -> dict:  # name, n_layers, n_heads, d_head, d_model, dtype, legacy, weights (a fingerprint)
     "Return the record that identifies a model in saved files."
     cfg = model.cfg
-    weights = sorted(model.original_model.state_dict().items())
+    weights = sorted(model.original_model.state_dict(keep_vars=True).items())
     name = getattr(model, 'circuit_sae_name', None) or str(getattr(cfg, 'model_name', 'unnamed'))
     return dict(
         name=name if name in MODELS else Path(name).expanduser().resolve().name,

@@ -87,7 +87,7 @@ class BackwardSweep:
 
 # %% ../../nbs/score/02_flow_sweep.ipynb #af08e130
 def _add_answers(u, logits, sign, tokens):
-    "Add the multiplier of the logits [2 pairs, d_vocab] for the logsumexp over each pair's tokens to `u` [pair, d_vocab]."
+    "Add to `u` [pair, d_vocab] the multiplier of `logits` [2 pairs, d_vocab] for the logsumexp of each pair's tokens."
     index, missing = token_index(tokens, u.device)
     own = logits.gather(1, index.repeat(2, 1))
     if missing is not None:

@@ -1,0 +1,60 @@
+"""Measure the rows of the speed page that need a GPU, on random models of two shapes, without any download.
+
+    python nbs/benchmarks/speed/gpu.py            # writes gpu-135m.json and gpu-8b.json beside this file
+    python nbs/benchmarks/speed/gpu.py 135m       # one shape
+    python nbs/benchmarks/speed/gpu.py tiny       # a small shape that any machine can run, to try the script
+
+Launches, synchronisations and seconds do not depend on the values of the weights.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from circuit_sae.bench.speed import speed
+from circuit_sae.data.prompts import tiny_tokenizer
+
+SHAPES = {  # d_model, d_mlp, layers, heads, heads with a key and a value of their own, dtype, pairs
+    '135m': (576, 1536, 30, 9, 3, 'float32', 250),
+    '8b': (4096, 14336, 32, 32, 8, 'bfloat16', 100),
+    'tiny': (48, 96, 4, 4, 2, 'float32', 8),
+}
+STAGES = ['work: activations', 'work: training', 'work: flow', 'work: patching', 'work: find']
+STAGES += ['activations', 'find, confirmed', 'patching']
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def save_model(name, folder):
+    "Save a random model of a shape."
+    d_model, d_mlp, layers, heads, groups, dtype, _ = SHAPES[name]
+    tokenizer = tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=d_model,
+        intermediate_size=d_mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        max_position_embeddings=512,
+    )
+    with torch.device(DEVICE):  # random numbers are much faster on the card
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def measure(name):
+    "Measure one shape and write its table."
+    dtype, n_pairs = SHAPES[name][-2:]
+    out = Path(__file__).with_name(f'gpu-{name}.json')
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(name, folder)
+        print(speed(folder, 'ioi', n_pairs, STAGES, out, repeats=2, device=DEVICE, dtype=dtype))
+
+
+if __name__ == '__main__':
+    for shape in sys.argv[1:] or ['135m', '8b']:
+        measure(shape)
