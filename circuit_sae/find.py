@@ -23,7 +23,7 @@ from .codes.activations import POOLS, PooledZ, cache_head_acts, load_acts
 from .codes.sae import load_sae
 from .codes.train import train_sae
 from .core import InputError, all_heads, cache_dir, check_writable, load_json, one_of, versions, whole_file
-from .data.batches import bind_task
+from .data.batches import BoundTask, bind_task
 from .data.tasks import Task
 from .models.support import check_model
 from .results import EdgeScores, HeadScores
@@ -455,7 +455,7 @@ def _bind(model, task):
     bound = bind_task(model, task)
     if bound.n == bound.task.n:
         return bound
-    return bind_task(bound.model, bound.task.take(bound.n))
+    return BoundTask(bound.model, bound.task.take(bound.n), bound.tokens)
 
 
 def _no_flow(bound):

@@ -328,14 +328,16 @@ class PatchPasses:
             self.z_from = self.mid.clip(self.start)
         self.negative_logits, self.z = self._negatives(batch, substitutes)
 
-    def _negatives(self, batch, substitutes):
-        "Return the logits on the negatives and the substitutes from position `z_from` on."
-        start = self.z_from
-        if not start:
-            return substitutes(batch)
-        cache = first_positions(self.mid.kv, slice(None), start)
-        shorter = batch.negatives[:, start:], batch.lengths[1] - start
-        return collect_z(self.bound.model, *shorter, past_key_values=cache, start=start)
+# %% ../../nbs/causal/00_patching.ipynb #0bb6f2cb
+@patch
+def _negatives(self: PatchPasses, batch, substitutes):
+    "Return the logits on the negatives and the substitutes from position `z_from` on."
+    start = self.z_from
+    if not start:
+        return substitutes(batch)
+    cache = first_positions(self.mid.kv, slice(None), start)
+    shorter = batch.negatives[:, start:], batch.lengths[1] - start
+    return collect_z(self.bound.model, *shorter, past_key_values=cache, start=start)
 
 # %% ../../nbs/causal/00_patching.ipynb #468beff1
 @patch
@@ -354,10 +356,10 @@ def measure_clean(
 def _patched_z(substitute, where, pair, head, z):
     "Return the `z` of some rows with the head of each row, `head`, replaced where its prompt, `pair`, says so."
     z = z.clone()
-    at = torch.arange(len(pair), device=pair.device)
-    new = substitute[pair, :, head].to(z)
+    new = substitute[pair.to(substitute.device), :, head.to(substitute.device)].to(z)
+    at, pair, head = torch.arange(len(pair), device=z.device), pair.to(z.device), head.to(z.device)
     if where is not None:
-        new = torch.where(where[pair, :, None], new, z[at, :, head])
+        new = torch.where(where.to(z.device)[pair, :, None], new, z[at, :, head])
     z[at, :, head] = new
     return z
 
@@ -376,7 +378,6 @@ def patched_logits(
     start = self.start if start is None else start
     if where is not None:
         start = max(start, int(where[pair].any(0).int().argmax()))
-        where = where.to(device)
     pair, number = (torch.as_tensor(x, device=device) for x in (pair, head))
 
     def edit(layer, own, first, z):
@@ -484,7 +485,7 @@ def patch_heads(
     ablation: str = 'resample',  # 'resample', 'mean' or 'zero'
     positions='all',  # 'all', 'last' or a list of positions, negative ones from the end
     metric='logit_diff',  # A key of `METRICS`, 'kl_div', or a function of (logits, answers, wrong answers)
-    batch_size: int = None,  # Pairs in a batch; a pass has at most one row for each and each head of a layer; default: chosen
+    batch_size: int = None,  # Pairs in a batch; rows of a pass: this times heads of a layer; default: chosen
     out=None,  # A `.safetensors` file for the result and, until then, for the effects measured so far
     heads=None,  # Which heads to patch, in any spelling; default: all. The others have the effect NaN
 ) -> HeadEffects:  # Raises `InputError` if the two prompts of a pair differ in length, or if `out` holds something else
