@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'SHORTLIST', 'position_mask', 'FeaturePasses', 'feature_passes', 'as_dictionaries', 'FeatureEffects',
-           'features_record', 'attribute_features', 'check_features', 'patch_features', 'measure_sets']
+           'features_record', 'features_metric', 'metric_label', 'attribute_features', 'check_features',
+           'patch_features', 'measure_sets']
 
-# %% ../../nbs/features/05_patching.ipynb #37ba6ae8
+# %% ../../nbs/features/05_patching.ipynb #5deca3b5
 from functools import partial
 
 import numpy as np
@@ -30,7 +31,7 @@ from ..score.flow import check_flow
 from ..score.flow_sweep import BackwardSweep
 from ..stats import effect_size, share
 
-# %% ../../nbs/features/05_patching.ipynb #5c681004
+# %% ../../nbs/features/05_patching.ipynb #6bb8b8d9
 def position_mask(
     positions,  # 'all', 'last' or a list of positions, negative ones from the end
     n_pos: int,  # Number of positions of the prompts
@@ -50,7 +51,7 @@ def position_mask(
     mask[positions] = True
     return mask
 
-# %% ../../nbs/features/05_patching.ipynb #158aae1c
+# %% ../../nbs/features/05_patching.ipynb #b054cd93
 class FeaturePasses:
     "Keep one clean pass over the positives of a batch, from which any features can be patched."
 
@@ -76,7 +77,7 @@ class FeaturePasses:
         self.targets = [d.encode(batch.at_partners(x_neg[s]))[:, late] for d, s in zip(dictionaries, self.sites)]
         self.widths = [d.width for d in dictionaries]
 
-# %% ../../nbs/features/05_patching.ipynb #74a1305b
+# %% ../../nbs/features/05_patching.ipynb #176dfb7c
 @patch
 def changes(
     self: FeaturePasses,
@@ -90,7 +91,7 @@ def active(self: FeaturePasses) -> torch.Tensor:  # bool [feature of all diction
     "Return which features differ between positive and negative, on any pair and position."
     return torch.cat([(change != 0).flatten(0, 1).any(0) for change in self.changes()])
 
-# %% ../../nbs/features/05_patching.ipynb #124fa4ae
+# %% ../../nbs/features/05_patching.ipynb #20d83839
 @patch
 def _patched(self: FeaturePasses, i, pair, part, x):
     "Return the activation of site `i` with the features of `part` [row, feature] patched."
@@ -115,7 +116,7 @@ def run(
     with edited(mid.model, edits):
         return mid.continue_from(layer, len(mid.resid) - 1, pair, mid.resid[layer][pair], self.first, [])
 
-# %% ../../nbs/features/05_patching.ipynb #fbda7988
+# %% ../../nbs/features/05_patching.ipynb #88c3dd77
 _ROWS = 256  # rows of a forward pass
 
 
@@ -144,7 +145,7 @@ def measure_clean(
     found = [metric(self.bound, x, self.pairs, self.negative_logits) for x in (self.logits, self.negative_logits)]
     return torch.stack(found).cpu()
 
-# %% ../../nbs/features/05_patching.ipynb #d10afc45
+# %% ../../nbs/features/05_patching.ipynb #5fd9735e
 @patch
 @torch.no_grad()
 def edit_size(
@@ -158,7 +159,7 @@ def edit_size(
         sizes = sizes + torch.stack(edits).cpu()
     return sizes
 
-# %% ../../nbs/features/05_patching.ipynb #57faaf37
+# %% ../../nbs/features/05_patching.ipynb #5a6b4448
 def feature_passes(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -184,7 +185,7 @@ def as_dictionaries(
     "Return dictionaries as a list."
     return list(dictionaries) if isinstance(dictionaries, (list, tuple)) else [dictionaries]
 
-# %% ../../nbs/features/05_patching.ipynb #93757c29
+# %% ../../nbs/features/05_patching.ipynb #3d9e093e
 class FeatureEffects:
     "Hold the effects of features of one dictionary on every pair, measured or estimated."
 
@@ -209,7 +210,7 @@ class FeatureEffects:
     def __array__(self, dtype=None, copy=None):
         return self.values if dtype is None else self.values.astype(dtype)
 
-# %% ../../nbs/features/05_patching.ipynb #b38c8b11
+# %% ../../nbs/features/05_patching.ipynb #860b7f94
 @patch(as_prop=True)
 def signed(self: FeatureEffects) -> np.ndarray:
     "Return the signed effect of every feature, a fraction of the metric's difference, float64 [feature]."
@@ -227,7 +228,7 @@ def se(self: FeatureEffects) -> np.ndarray:
     "Return the standard error of every effect over pairs (delta method), float64 [feature]."
     return share(self.drop.T, self.clean - self.corrupted)[1]
 
-# %% ../../nbs/features/05_patching.ipynb #cf5c8183
+# %% ../../nbs/features/05_patching.ipynb #7b34e6aa
 @patch
 def order(self: FeatureEffects) -> np.ndarray:  # int; places in `features`, ties in their order
     "Return the places of the features in the arrays, largest size first."
@@ -242,7 +243,7 @@ def ranked(
     "Return the features with their signed effects, largest size first."
     return [(int(self.features[i]), float(self.effect[i])) for i in self.order()[:k]]
 
-# %% ../../nbs/features/05_patching.ipynb #416bca81
+# %% ../../nbs/features/05_patching.ipynb #b5f14083
 @patch
 def at(
     self: FeatureEffects,
@@ -265,7 +266,7 @@ def __getitem__(self: FeatureEffects, feature):
     "Return the signed effect of one feature."
     return self.at([feature])[0]
 
-# %% ../../nbs/features/05_patching.ipynb #badb699d
+# %% ../../nbs/features/05_patching.ipynb #fabe5651
 @patch
 def table(
     self: FeatureEffects,
@@ -285,7 +286,7 @@ def __repr__(self: FeatureEffects) -> str:
     means = f'{m["metric"]} {self.clean.mean():.2f} on positives, {self.corrupted.mean():.2f} on negatives'
     return f'{title}, {len(self)} of {m["width"]} features\n  {means}\n{self.table()}'
 
-# %% ../../nbs/features/05_patching.ipynb #5f1a73bf
+# %% ../../nbs/features/05_patching.ipynb #4f8c94de
 @patch
 def to_pandas(self: FeatureEffects):  # pandas DataFrame
     "Return one row a feature, largest size first: feature, effect, standard error and rank."
@@ -314,7 +315,7 @@ def plot(
     ax.set(xlabel='effect (fraction of the difference)', ylabel='feature', title=f'{self.made_from["site"]}')
     return ax
 
-# %% ../../nbs/features/05_patching.ipynb #ffacfb4d
+# %% ../../nbs/features/05_patching.ipynb #60053641
 @patch
 def save(
     self: FeatureEffects,
@@ -334,7 +335,7 @@ def load(
     arrays, made_from, _ = read_tensors(path, cls.kind, 'effects of features')
     return FeatureEffects(made_from=made_from, **arrays)
 
-# %% ../../nbs/features/05_patching.ipynb #0e22d2c5
+# %% ../../nbs/features/05_patching.ipynb #586f2d8e
 METHODS = ['gradient', 'middle', 'integrated', 'discrete']
 
 
@@ -352,7 +353,7 @@ def _gradient(passes, ids, metric, part):
         m = metric(passes.bound, logits, passes.pairs, passes.negative_logits)
         return torch.autograd.grad(m.sum(), zeros)[0]
 
-# %% ../../nbs/features/05_patching.ipynb #e3ce00dc
+# %% ../../nbs/features/05_patching.ipynb #6400a858
 def _at_site(sweep, layer, cache, m, site):
     "Return the multiplier at a site of one layer, from that of the residual stream after the layer."
     described = sweep.layers[layer]
@@ -375,7 +376,7 @@ def _at_site(sweep, layer, cache, m, site):
     part = sweep.layer(layer, cache, m, False)
     return m + sum(t for t in (part.m_mlp, *part.m_heads) if t is not None)
 
-# %% ../../nbs/features/05_patching.ipynb #dc251653
+# %% ../../nbs/features/05_patching.ipynb #d92b53fe
 @torch.no_grad()
 def _multiplier(sweep, bound, batch, site):
     "Return the flow's multiplier of the activation at a site, [pair, position from the first difference on, d_in]."
@@ -390,7 +391,7 @@ def _multiplier(sweep, bound, batch, site):
         m = _at_site(sweep, layer, caches[layer], m, before)
     return _at_site(sweep, site.layer, caches[site.layer], m, site)
 
-# %% ../../nbs/features/05_patching.ipynb #cc4fb324
+# %% ../../nbs/features/05_patching.ipynb #f309854b
 _TARGETS = {'logit_diff': 'logit_diff', 'kl_div': 'kl'}  # the flow's targets by metric
 
 
@@ -407,7 +408,7 @@ def _sweep_for(bound, metric, method):
     check_flow(bound)
     return BackwardSweep(bound.model, _TARGETS[metric])
 
-# %% ../../nbs/features/05_patching.ipynb #8367d5c8
+# %% ../../nbs/features/05_patching.ipynb #3fe511d7
 def _slopes(passes, batch, metric, method, steps, sweep):
     "Return the slope of the metric at the site, [pair, position from `first` on, d_in]."
     if sweep is not None:
@@ -416,7 +417,7 @@ def _slopes(passes, batch, metric, method, steps, sweep):
     parts = dict(gradient=[0.0], middle=[0.5]).get(method, [(k + 0.5) / steps for k in range(steps)])
     return sum(_gradient(passes, batch.positives, metric, part) for part in parts) / len(parts)
 
-# %% ../../nbs/features/05_patching.ipynb #ef917f12
+# %% ../../nbs/features/05_patching.ipynb #d63d0f24
 def features_record(
     bound,  # A `BoundTask`
     dictionary,  # A `Dictionary`
@@ -428,19 +429,24 @@ def features_record(
     return bound.identity | own | dict(dictionary=fingerprint(*weights)) | settings
 
 
-def _metric(bound, metric):
-    "Return the metric, by default that of the task, and the function that measures it; check the pairs."
+def features_metric(
+    bound,  # A `BoundTask`
+    metric=None,  # A key of `METRICS`, 'kl_div' or a function; default: 'logit_diff', without answers 'kl_div'
+) -> tuple:  # (metric, what `pair_metric` returns); raises `InputError` if the pairs lack answers that it needs
+    "Return the metric and the function that measures it; check the pairs."
     metric = metric or default_metric(bound)
     function = pair_metric(metric)
     check_pairs(bound, answers=metric != 'kl_div', equal_length=False)
     return metric, function
 
 
-def _name_of(metric):
+def metric_label(
+    metric,  # A key of `METRICS`, 'kl_div' or a function
+) -> str:
     "Return the name of a metric as saved files record it."
     return metric if metric == 'kl_div' else metric_name(metric)
 
-# %% ../../nbs/features/05_patching.ipynb #f73b3dbe
+# %% ../../nbs/features/05_patching.ipynb #78b9c079
 def _estimate(bound, dictionary, positions, batch_size, **settings):
     "Return the estimated drop [pair, feature] and the metric on both prompts [2, pair]."
     drop = np.zeros((bound.n, dictionary.width))
@@ -454,7 +460,7 @@ def _estimate(bound, dictionary, positions, batch_size, **settings):
         clean[:, batch.pairs] = passes.measure_clean(settings['metric']).numpy()
     return drop, clean
 
-# %% ../../nbs/features/05_patching.ipynb #2a564759
+# %% ../../nbs/features/05_patching.ipynb #e184e170
 def attribute_features(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -480,15 +486,15 @@ def attribute_features(
     bound = bind_task(model, task)
     check_model(bound, 'attribution')
     check_dictionary(dictionary, bound.model)
-    metric, function = _metric(bound, metric)
+    metric, function = features_metric(bound, metric)
     sweep = _sweep_for(bound, metric, method)
     settings = dict(metric=function, method=method, steps=steps, sweep=sweep)
     drop, clean = _estimate(bound, dictionary, positions, batch_size, **settings)
     named = f'integrated, {steps} steps' if method == 'integrated' else method
-    made_from = features_record(bound, dictionary, positions=positions, metric=_name_of(metric), method=named)
+    made_from = features_record(bound, dictionary, positions=positions, metric=metric_label(metric), method=named)
     return FeatureEffects(drop, *clean, np.arange(dictionary.width), made_from)
 
-# %% ../../nbs/features/05_patching.ipynb #8d935bd3
+# %% ../../nbs/features/05_patching.ipynb #43ec040f
 def check_features(
     features,  # Numbers of features
     width: int,  # Number of features of the dictionary
@@ -503,7 +509,7 @@ def check_features(
         )
     return found
 
-# %% ../../nbs/features/05_patching.ipynb #4a0c3b9b
+# %% ../../nbs/features/05_patching.ipynb #4b73513a
 SHORTLIST = 64  # features that are patched by default
 
 
@@ -516,7 +522,7 @@ def _choose(bound, dictionary, features, positions, metric, batch_size):
         return np.array([f for f, effect in estimated.ranked(n) if effect != 0], dtype=int)
     return check_features(features, dictionary.width)
 
-# %% ../../nbs/features/05_patching.ipynb #5046800e
+# %% ../../nbs/features/05_patching.ipynb #16fec3a8
 def patch_features(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -534,27 +540,27 @@ def patch_features(
     """
     bound = bind_task(model, task)
     check_dictionary(dictionary, bound.model)
-    metric, function = _metric(bound, metric)
+    metric, _ = features_metric(bound, metric)
     chosen = _choose(bound, dictionary, features, positions, metric, batch_size)
     masks = torch.eye(dictionary.width)[chosen]
-    patched, clean = measure_sets(bound, masks, None, dictionary, positions, function, batch_size)
-    made_from = features_record(bound, dictionary, positions=positions, metric=_name_of(metric), method='patching')
+    patched, clean = measure_sets(bound, masks, None, dictionary, positions, metric, batch_size)
+    made_from = features_record(bound, dictionary, positions=positions, metric=metric_label(metric), method='patching')
     return FeatureEffects(clean[0][:, None] - patched.T, *clean, chosen, made_from)
 
-# %% ../../nbs/features/05_patching.ipynb #147363ff
+# %% ../../nbs/features/05_patching.ipynb #972c6b1e
 def measure_sets(
     model,  # A TransformerLens bridge, or a `BoundTask`
     masks,  # Which features each set patches, bool or float [set, feature of all dictionaries]
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
     dictionaries=None,  # A `Dictionary`, or a list of dictionaries of different sites
     positions='all',  # 'all', 'last' or a list of positions
-    metric=None,  # A name, or what `pair_metric` returns; default: 'logit_diff', without answers 'kl_div'
+    metric=None,  # A key of `METRICS`, 'kl_div' or a function; default: 'logit_diff', without answers 'kl_div'
     batch_size: int = 24,  # Pairs in a batch
     only=None,  # Numbers of the pairs to measure; default: all
 ) -> tuple:  # Metric with each set patched, float64 [set, pair]; on positives and negatives, float64 [2, pair]
     "Measure the metric with several features patched together."
     bound = bind_task(model, task)
-    function = metric if callable(metric) else _metric(bound, metric)[1]
+    function = features_metric(bound, metric)[1]
     masks = torch.as_tensor(masks)
     patched, clean = np.full((len(masks), bound.n), np.nan), np.full((2, bound.n), np.nan)
     steps = feature_passes(bound, None, dictionaries, positions, batch_size, only)
