@@ -17,7 +17,7 @@ MODULES = sorted(p for p in LIB.rglob('*.py') if p.name not in ('__init__.py', '
 
 # An import at the top of a module may only point to an entry before its own, or to an earlier notebook of its package.
 LAYERS = [
-    *('core', 'stats', 'results', 'data', 'models', 'score', 'codes', 'causal', 'truth', 'circuit', 'find'),
+    *('core', 'stats', 'results', 'data', 'models', 'score', 'codes', 'causal', 'truth', 'features', 'circuit', 'find'),
     *('trust', 'show', 'bench', 'commands', 'cli', 'all', '__main__'),
 ]
 MAX_LINE = 120
