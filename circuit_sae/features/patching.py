@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'SHORTLIST', 'position_mask', 'FeaturePasses', 'feature_passes', 'as_dictionaries', 'FeatureEffects',
-           'features_record', 'features_metric', 'metric_label', 'attribute_features', 'check_features',
-           'patch_features', 'measure_sets']
+           'features_record', 'features_metric', 'metric_label', 'estimate_batch', 'attribute_features',
+           'check_features', 'patch_features', 'measure_sets']
 
-# %% ../../nbs/features/05_patching.ipynb #5deca3b5
+# %% ../../nbs/features/05_patching.ipynb #e1ff82a7
 from functools import partial
 
 import numpy as np
@@ -31,7 +31,7 @@ from ..score.flow import check_flow
 from ..score.flow_sweep import BackwardSweep
 from ..stats import effect_size, share
 
-# %% ../../nbs/features/05_patching.ipynb #6bb8b8d9
+# %% ../../nbs/features/05_patching.ipynb #2646a4d5
 def position_mask(
     positions,  # 'all', 'last' or a list of positions, negative ones from the end
     n_pos: int,  # Number of positions of the prompts
@@ -51,7 +51,7 @@ def position_mask(
     mask[positions] = True
     return mask
 
-# %% ../../nbs/features/05_patching.ipynb #b054cd93
+# %% ../../nbs/features/05_patching.ipynb #361ae46b
 class FeaturePasses:
     "Keep one clean pass over the positives of a batch, from which any features can be patched."
 
@@ -60,7 +60,7 @@ class FeaturePasses:
         self,
         bound,  # A `BoundTask`
         batch,  # A `PairBatch` of prompts of one length
-        dictionaries: list,  # One `Dictionary` a site
+        dictionaries: list,  # One `Dictionary` a site; none: for a subclass that patches something else
         positions='all',  # 'all', 'last' or a list of positions
     ):
         model = bound.model
@@ -71,13 +71,14 @@ class FeaturePasses:
         self.where = position_mask(positions, batch.positives.shape[1])[self.first :, None].float()
         self.logits = self.mid.logits
         self.negative_logits = run(model, batch.negatives).clone()
-        self.x, x_neg = (read_sites(model, ids, self.sites) for ids in (batch.positives, batch.negatives))
+        ids = (batch.positives, batch.negatives) if dictionaries else ()
+        self.x, x_neg = [read_sites(model, own, self.sites) for own in ids] or ({}, {})
         late = slice(self.first, None)
         self.codes = [d.encode(self.x[s])[:, late] for d, s in zip(dictionaries, self.sites)]
         self.targets = [d.encode(batch.at_partners(x_neg[s]))[:, late] for d, s in zip(dictionaries, self.sites)]
         self.widths = [d.width for d in dictionaries]
 
-# %% ../../nbs/features/05_patching.ipynb #176dfb7c
+# %% ../../nbs/features/05_patching.ipynb #23638bd5
 @patch
 def changes(
     self: FeaturePasses,
@@ -91,7 +92,7 @@ def active(self: FeaturePasses) -> torch.Tensor:  # bool [feature of all diction
     "Return which features differ between positive and negative, on any pair and position."
     return torch.cat([(change != 0).flatten(0, 1).any(0) for change in self.changes()])
 
-# %% ../../nbs/features/05_patching.ipynb #20d83839
+# %% ../../nbs/features/05_patching.ipynb #2c3061e3
 @patch
 def _patched(self: FeaturePasses, i, pair, part, x):
     "Return the activation of site `i` with the features of `part` [row, feature] patched."
@@ -116,7 +117,7 @@ def run(
     with edited(mid.model, edits):
         return mid.continue_from(layer, len(mid.resid) - 1, pair, mid.resid[layer][pair], self.first, [])
 
-# %% ../../nbs/features/05_patching.ipynb #88c3dd77
+# %% ../../nbs/features/05_patching.ipynb #c2de2066
 _ROWS = 256  # rows of a forward pass
 
 
@@ -145,7 +146,7 @@ def measure_clean(
     found = [metric(self.bound, x, self.pairs, self.negative_logits) for x in (self.logits, self.negative_logits)]
     return torch.stack(found).cpu()
 
-# %% ../../nbs/features/05_patching.ipynb #5fd9735e
+# %% ../../nbs/features/05_patching.ipynb #3c4cc716
 @patch
 @torch.no_grad()
 def edit_size(
@@ -159,7 +160,7 @@ def edit_size(
         sizes = sizes + torch.stack(edits).cpu()
     return sizes
 
-# %% ../../nbs/features/05_patching.ipynb #5a6b4448
+# %% ../../nbs/features/05_patching.ipynb #1af081ae
 def feature_passes(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -185,7 +186,7 @@ def as_dictionaries(
     "Return dictionaries as a list."
     return list(dictionaries) if isinstance(dictionaries, (list, tuple)) else [dictionaries]
 
-# %% ../../nbs/features/05_patching.ipynb #3d9e093e
+# %% ../../nbs/features/05_patching.ipynb #7f932542
 class FeatureEffects:
     "Hold the effects of features of one dictionary on every pair, measured or estimated."
 
@@ -210,7 +211,7 @@ class FeatureEffects:
     def __array__(self, dtype=None, copy=None):
         return self.values if dtype is None else self.values.astype(dtype)
 
-# %% ../../nbs/features/05_patching.ipynb #860b7f94
+# %% ../../nbs/features/05_patching.ipynb #378dd9f5
 @patch(as_prop=True)
 def signed(self: FeatureEffects) -> np.ndarray:
     "Return the signed effect of every feature, a fraction of the metric's difference, float64 [feature]."
@@ -228,7 +229,7 @@ def se(self: FeatureEffects) -> np.ndarray:
     "Return the standard error of every effect over pairs (delta method), float64 [feature]."
     return share(self.drop.T, self.clean - self.corrupted)[1]
 
-# %% ../../nbs/features/05_patching.ipynb #7b34e6aa
+# %% ../../nbs/features/05_patching.ipynb #a122e0d7
 @patch
 def order(self: FeatureEffects) -> np.ndarray:  # int; places in `features`, ties in their order
     "Return the places of the features in the arrays, largest size first."
@@ -243,7 +244,7 @@ def ranked(
     "Return the features with their signed effects, largest size first."
     return [(int(self.features[i]), float(self.effect[i])) for i in self.order()[:k]]
 
-# %% ../../nbs/features/05_patching.ipynb #b5f14083
+# %% ../../nbs/features/05_patching.ipynb #ffbfde29
 @patch
 def at(
     self: FeatureEffects,
@@ -266,7 +267,7 @@ def __getitem__(self: FeatureEffects, feature):
     "Return the signed effect of one feature."
     return self.at([feature])[0]
 
-# %% ../../nbs/features/05_patching.ipynb #fabe5651
+# %% ../../nbs/features/05_patching.ipynb #bbc70142
 @patch
 def table(
     self: FeatureEffects,
@@ -286,7 +287,7 @@ def __repr__(self: FeatureEffects) -> str:
     means = f'{m["metric"]} {self.clean.mean():.2f} on positives, {self.corrupted.mean():.2f} on negatives'
     return f'{title}, {len(self)} of {m["width"]} features\n  {means}\n{self.table()}'
 
-# %% ../../nbs/features/05_patching.ipynb #4f8c94de
+# %% ../../nbs/features/05_patching.ipynb #0f2e1127
 @patch
 def to_pandas(self: FeatureEffects):  # pandas DataFrame
     "Return one row a feature, largest size first: feature, effect, standard error and rank."
@@ -315,7 +316,7 @@ def plot(
     ax.set(xlabel='effect (fraction of the difference)', ylabel='feature', title=f'{self.made_from["site"]}')
     return ax
 
-# %% ../../nbs/features/05_patching.ipynb #60053641
+# %% ../../nbs/features/05_patching.ipynb #e572dc59
 @patch
 def save(
     self: FeatureEffects,
@@ -335,7 +336,7 @@ def load(
     arrays, made_from, _ = read_tensors(path, cls.kind, 'effects of features')
     return FeatureEffects(made_from=made_from, **arrays)
 
-# %% ../../nbs/features/05_patching.ipynb #586f2d8e
+# %% ../../nbs/features/05_patching.ipynb #b239365b
 METHODS = ['gradient', 'middle', 'integrated', 'discrete']
 
 
@@ -353,7 +354,7 @@ def _gradient(passes, ids, metric, part):
         m = metric(passes.bound, logits, passes.pairs, passes.negative_logits)
         return torch.autograd.grad(m.sum(), zeros)[0]
 
-# %% ../../nbs/features/05_patching.ipynb #6400a858
+# %% ../../nbs/features/05_patching.ipynb #e0d52776
 def _at_site(sweep, layer, cache, m, site):
     "Return the multiplier at a site of one layer, from that of the residual stream after the layer."
     described = sweep.layers[layer]
@@ -376,7 +377,7 @@ def _at_site(sweep, layer, cache, m, site):
     part = sweep.layer(layer, cache, m, False)
     return m + sum(t for t in (part.m_mlp, *part.m_heads) if t is not None)
 
-# %% ../../nbs/features/05_patching.ipynb #d92b53fe
+# %% ../../nbs/features/05_patching.ipynb #14ad3541
 @torch.no_grad()
 def _multiplier(sweep, bound, batch, site):
     "Return the flow's multiplier of the activation at a site, [pair, position from the first difference on, d_in]."
@@ -391,7 +392,7 @@ def _multiplier(sweep, bound, batch, site):
         m = _at_site(sweep, layer, caches[layer], m, before)
     return _at_site(sweep, site.layer, caches[site.layer], m, site)
 
-# %% ../../nbs/features/05_patching.ipynb #f309854b
+# %% ../../nbs/features/05_patching.ipynb #7941929d
 _TARGETS = {'logit_diff': 'logit_diff', 'kl_div': 'kl'}  # the flow's targets by metric
 
 
@@ -408,7 +409,7 @@ def _sweep_for(bound, metric, method):
     check_flow(bound)
     return BackwardSweep(bound.model, _TARGETS[metric])
 
-# %% ../../nbs/features/05_patching.ipynb #3fe511d7
+# %% ../../nbs/features/05_patching.ipynb #c1755cf4
 def _slopes(passes, batch, metric, method, steps, sweep):
     "Return the slope of the metric at the site, [pair, position from `first` on, d_in]."
     if sweep is not None:
@@ -417,7 +418,7 @@ def _slopes(passes, batch, metric, method, steps, sweep):
     parts = dict(gradient=[0.0], middle=[0.5]).get(method, [(k + 0.5) / steps for k in range(steps)])
     return sum(_gradient(passes, batch.positives, metric, part) for part in parts) / len(parts)
 
-# %% ../../nbs/features/05_patching.ipynb #d63d0f24
+# %% ../../nbs/features/05_patching.ipynb #4a11fd08
 def features_record(
     bound,  # A `BoundTask`
     dictionary,  # A `Dictionary`
@@ -446,21 +447,33 @@ def metric_label(
     "Return the name of a metric as saved files record it."
     return metric if metric == 'kl_div' else metric_name(metric)
 
-# %% ../../nbs/features/05_patching.ipynb #78b9c079
+# %% ../../nbs/features/05_patching.ipynb #7c4aa97c
+def estimate_batch(
+    passes: FeaturePasses,  # Passes of one dictionary
+    batch,  # The `PairBatch` that they were made from
+    metric,  # What `pair_metric` returns
+    method: str = 'gradient',  # As for `attribute_features`
+    steps: int = 5,  # As for `attribute_features`
+    sweep=None,  # A `BackwardSweep`, for 'discrete'
+) -> torch.Tensor:  # float32 [pair, feature]: estimated fall of the metric with each feature patched
+    "Estimate the effect of every feature on the pairs of one batch."
+    slopes = _slopes(passes, batch, metric, method, steps, sweep)
+    with torch.no_grad():
+        along = slopes.float() @ passes.dictionaries[0].directions.T
+        return -(passes.changes()[0] * along).sum(1).cpu()
+
+
 def _estimate(bound, dictionary, positions, batch_size, **settings):
     "Return the estimated drop [pair, feature] and the metric on both prompts [2, pair]."
     drop = np.zeros((bound.n, dictionary.width))
     clean = np.zeros((2, bound.n))
     for batch in progress(pair_batches(bound, batch_size, pad=False), f'{bound.name}: features', unit='batch'):
         passes = FeaturePasses(bound, batch, [dictionary], positions)
-        slopes = _slopes(passes, batch, **settings)
-        with torch.no_grad():
-            along = slopes.float() @ dictionary.directions.T
-            drop[batch.pairs] = -(passes.changes()[0] * along).sum(1).cpu().numpy()
+        drop[batch.pairs] = estimate_batch(passes, batch, **settings).numpy()
         clean[:, batch.pairs] = passes.measure_clean(settings['metric']).numpy()
     return drop, clean
 
-# %% ../../nbs/features/05_patching.ipynb #e184e170
+# %% ../../nbs/features/05_patching.ipynb #52c0bdc9
 def attribute_features(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -494,7 +507,7 @@ def attribute_features(
     made_from = features_record(bound, dictionary, positions=positions, metric=metric_label(metric), method=named)
     return FeatureEffects(drop, *clean, np.arange(dictionary.width), made_from)
 
-# %% ../../nbs/features/05_patching.ipynb #43ec040f
+# %% ../../nbs/features/05_patching.ipynb #635f373a
 def check_features(
     features,  # Numbers of features
     width: int,  # Number of features of the dictionary
@@ -509,7 +522,7 @@ def check_features(
         )
     return found
 
-# %% ../../nbs/features/05_patching.ipynb #4b73513a
+# %% ../../nbs/features/05_patching.ipynb #8a958f2e
 SHORTLIST = 64  # features that are patched by default
 
 
@@ -522,7 +535,7 @@ def _choose(bound, dictionary, features, positions, metric, batch_size):
         return np.array([f for f, effect in estimated.ranked(n) if effect != 0], dtype=int)
     return check_features(features, dictionary.width)
 
-# %% ../../nbs/features/05_patching.ipynb #16fec3a8
+# %% ../../nbs/features/05_patching.ipynb #3e22c344
 def patch_features(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -547,7 +560,7 @@ def patch_features(
     made_from = features_record(bound, dictionary, positions=positions, metric=metric_label(metric), method='patching')
     return FeatureEffects(clean[0][:, None] - patched.T, *clean, chosen, made_from)
 
-# %% ../../nbs/features/05_patching.ipynb #972c6b1e
+# %% ../../nbs/features/05_patching.ipynb #508d5bbc
 def measure_sets(
     model,  # A TransformerLens bridge, or a `BoundTask`
     masks,  # Which features each set patches, bool or float [set, feature of all dictionaries]

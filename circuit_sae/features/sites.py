@@ -10,6 +10,7 @@ __all__ = ['SITE_KINDS', 'Site', 'parse_site', 'all_sites', 'resolve_site', 'sit
 import contextlib
 import difflib
 import re
+import weakref
 from dataclasses import dataclass
 from functools import partial
 
@@ -92,22 +93,33 @@ def all_sites(
 ) -> list:  # `Site`s, layer by layer
     "Return the sites of a model; `z` as a whole layer and head by head."
     sites = []
+    hooks = model.hook_dict  # built anew by each access
     for layer in range(len(model.blocks)):
         heads = range(layer_heads(model, layer).n)
         for kind in SITE_KINDS if kinds is None else kinds:
             own = [] if kind == 'result' else [Site(kind, layer)]
             own += [Site(kind, layer, head) for head in heads if kind in _HEAD_KINDS]
-            sites += [site for site in own if site.name in model.hook_dict]
+            sites += [site for site in own if site.name in hooks]
     return sites
 
 # %% ../../nbs/features/00_sites.ipynb #3b787c07
+_SITES = weakref.WeakKeyDictionary()  # model: its sites, which take long to list
+
+
+def _known_sites(model):
+    "Return all sites of a model; list them only once."
+    if model.original_model not in _SITES:
+        _SITES[model.original_model] = all_sites(model)
+    return _SITES[model.original_model]
+
+
 def resolve_site(
     model,  # A TransformerLens bridge
     site,  # A site in any spelling that `parse_site` reads
 ) -> Site:  # Raises `InputError` with the nearest name if the model has no such site
     "Read a site and check that the model has it."
     check_is_model(model)
-    known = all_sites(model)
+    known = _known_sites(model)
     try:
         found = parse_site(site)
     except InputError as e:
