@@ -6,7 +6,7 @@
 __all__ = ['mean_kl', 'all_active', 'drop_features', 'drop_nested', 'Feature', 'FeatureCircuit', 'Ratio', 'growing_sizes',
            'prefix_masks', 'random_masks', 'feature_circuit']
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #69117119
+# %% ../../nbs/features/06_feature_circuits.ipynb #082a4fde
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from circuit_sae.features.patching import (
 from .sites import Site, parse_site
 from ..stats import share
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #6d0bb4ac
+# %% ../../nbs/features/06_feature_circuits.ipynb #9067f2cc
 def mean_kl(
     passes: list,  # `FeaturePasses` of all batches
     masks,  # Which features each set patches, bool [set, feature]
@@ -46,7 +46,7 @@ def all_active(
     "Return which features differ between positive and negative, on any pair."
     return torch.stack([p.active() for p in passes]).any(0)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #79d83d67
+# %% ../../nbs/features/06_feature_circuits.ipynb #44e1574a
 def drop_features(
     passes: list,  # `FeaturePasses` of all batches
     orders,  # For each circuit the numbers of the features, in the order in which they are tried; int [circuit, feature]
@@ -73,23 +73,24 @@ def drop_features(
         kl[lanes[dropped]] = new[dropped]
     return masks, kl
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #7e4f92e1
+# %% ../../nbs/features/06_feature_circuits.ipynb #a786ac92
 def drop_nested(
     passes: list,  # `FeaturePasses` of all batches
     orders,  # As for `drop_features`
     taus,  # Thresholds, ascending, float [tau]
+    start=None,  # As for `drop_features`
 ) -> tuple:  # bool [tau, circuit, feature]; KL divergence, float32 [tau, circuit]
     "Drop features with one threshold after the other, each from the circuit of the one before."
     taus = list(taus)
     if taus != sorted(taus) or not taus:
         raise InputError(f'expected ascending thresholds, got {taus}.', code='tau')
-    masks, found = None, []
+    masks, found = start, []
     for tau in taus:
         masks, kl = drop_features(passes, orders, [tau] * len(orders), masks)
         found.append((masks, kl))
     return tuple(torch.stack(column) for column in zip(*found))
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #6d5528f0
+# %% ../../nbs/features/06_feature_circuits.ipynb #33296dcc
 class Feature(NamedTuple):
     "Name one feature of a dictionary. It prints as `L20H0 z #17`."
 
@@ -102,7 +103,7 @@ class Feature(NamedTuple):
     def __repr__(self):
         return str(self)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #73085dce
+# %% ../../nbs/features/06_feature_circuits.ipynb #a504f5b4
 _MEASURED = ['clean', 'corrupted', 'patched', 'others_patched', 'all_patched']
 
 
@@ -130,7 +131,7 @@ class FeatureCircuit:
     def __len__(self) -> int:
         return len(self.nodes)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #afcf6715
+# %% ../../nbs/features/06_feature_circuits.ipynb #d9363a48
 class Ratio(NamedTuple):
     "Hold a ratio of means over pairs and its standard error."
 
@@ -151,7 +152,7 @@ def _ratio(part, whole):
         )
     return Ratio(*(float(x) for x in share(part, whole)))
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #58a18eb4
+# %% ../../nbs/features/06_feature_circuits.ipynb #72e00a26
 @patch(as_prop=True)
 def faithfulness(self: FeatureCircuit) -> Ratio:
     "Return the fraction of what all features carry that stays when all features but the circuit are patched."
@@ -172,7 +173,7 @@ def carried(self: FeatureCircuit) -> Ratio:
     m = self.measured
     return _ratio(m['clean'] - m['all_patched'], m['clean'] - m['corrupted'])
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #3b494d5c
+# %% ../../nbs/features/06_feature_circuits.ipynb #329b1b2b
 @patch(as_prop=True)
 def effect(self: FeatureCircuit) -> Ratio:
     "Return the effect of patching the circuit, a fraction of the difference between positives and negatives."
@@ -188,7 +189,7 @@ def p_random(self: FeatureCircuit) -> float:
     own = (self.measured['clean'] - self.measured['patched']).mean()
     return float((1 + (sign * drops >= sign * own).sum()) / (1 + len(drops)))
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #74efe00a
+# %% ../../nbs/features/06_feature_circuits.ipynb #65a01de2
 @patch
 def __repr__(self: FeatureCircuit) -> str:
     m = self.made_from
@@ -212,7 +213,7 @@ def to_pandas(self: FeatureCircuit):  # pandas DataFrame
     rows = [(str(node.site), node.index, effect) for node, effect in zip(self.nodes, self.effects)]
     return pd.DataFrame(rows, columns=['site', 'feature', 'effect'])
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #306e93a0
+# %% ../../nbs/features/06_feature_circuits.ipynb #70da5b24
 @patch
 def plot(
     self: FeatureCircuit,
@@ -229,7 +230,7 @@ def plot(
     ax.legend(fontsize=8, frameon=False)
     return ax
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #ce5e2c06
+# %% ../../nbs/features/06_feature_circuits.ipynb #0f95ab94
 @patch
 def save(
     self: FeatureCircuit,
@@ -252,7 +253,7 @@ def load(
     own = {name: arrays[name] for name in ('effects', 'random', 'path')}
     return FeatureCircuit(nodes, measured=arrays, made_from=info['made_from'], **own)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #55de2e23
+# %% ../../nbs/features/06_feature_circuits.ipynb #44dc8b08
 def growing_sizes(
     n: int,  # Number of features
 ) -> list:  # 0 to 16 one by one, then in steps of a quarter, and `n`
@@ -272,7 +273,7 @@ def _estimated(bound, dictionaries, positions, metric, only):
         found.append(drop.sum(0) / whole.sum())
     return np.concatenate(found)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #0c3be02a
+# %% ../../nbs/features/06_feature_circuits.ipynb #49939212
 def prefix_masks(
     order,  # Numbers of features, best first, int [feature]
     sizes,  # How many of them each set has, int [set]
@@ -295,7 +296,7 @@ def _grow(passes, effects, goal):
     chosen = order[: sizes[reached[0] if kl[0] > kl[-1] else -1]]
     return chosen, np.stack([sizes, kl], 1)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #0dbd6783
+# %% ../../nbs/features/06_feature_circuits.ipynb #12a10330
 def _drop(passes, effects, tau, order, seed):
     "Return the features that stay, strongest first, and the sets tried."
     n = len(effects)
@@ -310,7 +311,7 @@ def _drop(passes, effects, tau, order, seed):
     chosen = np.flatnonzero(mask[0].numpy())
     return chosen[np.argsort(-np.abs(effects[chosen]), kind='stable')], np.array(path)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #38b9363c
+# %% ../../nbs/features/06_feature_circuits.ipynb #2a39bd29
 def random_masks(
     active,  # Which features may be drawn, bool [feature]
     sizes,  # Number of features to draw from each dictionary, int [dictionary]
@@ -328,7 +329,7 @@ def random_masks(
             mask[torch.as_tensor(rng.choice(pool, size, replace=False))] = True
     return masks
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #327c9e5b
+# %% ../../nbs/features/06_feature_circuits.ipynb #196eee15
 def _halves(bound):
     "Return the pairs on which a circuit is chosen, and the pairs on which it is measured."
     if bound.n < 4:
@@ -350,7 +351,7 @@ def _measure(bound, dictionaries, chosen, active, positions, metric, only, n_ran
     measured = dict(zip(_MEASURED, [*clean, *rows[:3]]))
     return measured, rows[3:]
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #0d79a8b5
+# %% ../../nbs/features/06_feature_circuits.ipynb #aec9f965
 def feature_circuit(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -387,7 +388,7 @@ def feature_circuit(
     made_from = _record(bound, dictionaries, metric, positions, seed=seed, n_chosen_on=len(chosen_on), **settings)
     return FeatureCircuit(_as_nodes(dictionaries, chosen), effects[np.asarray(chosen, int)], *found, path, made_from)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #4d1c523c
+# %% ../../nbs/features/06_feature_circuits.ipynb #5aae6ddf
 def _check_numbers(goal, tau):
     "Raise `InputError` for a threshold out of range."
     if not 0 < goal <= 1:
