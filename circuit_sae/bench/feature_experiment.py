@@ -7,7 +7,7 @@ __all__ = ['DICTIONARIES', 'NODES', 'training_text', 'make_dictionary', 'NodePas
            'by_effect', 'as_published', 'single_effects', 'measure_dictionary', 'needed', 'compare', 'plot_experiment',
            'strongest_heads', 'head_shares', 'agreement']
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #d90ebcaf
+# %% ../../nbs/bench/10_feature_experiment.ipynb #13265b36
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from ..models.writes import layer_heads
 from ..score.attribution import rank_heads
 from ..stats import rank_correlation, share
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #98400d6f
+# %% ../../nbs/bench/10_feature_experiment.ipynb #82b77d61
 DICTIONARIES: dict = {
     'α = 1e-3': dict(kind='cunningham', l1=1e-3),
     'α = 3e-4': dict(kind='cunningham', l1=3e-4),
@@ -51,7 +51,7 @@ DICTIONARIES: dict = {
 }
 NODES = 'whole nodes'  # heads, MLPs and the embedding
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #ac90e339
+# %% ../../nbs/bench/10_feature_experiment.ipynb #016ff739
 def training_text(
     model,  # A TransformerLens bridge
     task: str,  # Name of a built-in task
@@ -64,7 +64,7 @@ def training_text(
     name = f"{len(prompts)} prompts of '{task}' and {len(prose)} pieces of the topics of Python's help"
     return Documents(prompts.ids + prose.ids, name)
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #17e0b8f1
+# %% ../../nbs/bench/10_feature_experiment.ipynb #2ab24946
 def make_dictionary(
     acts,  # `TokenActs` of the site
     name: str,  # A key of `DICTIONARIES`
@@ -87,7 +87,7 @@ def make_dictionary(
         found.save(path)
     return found
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #d7b981ac
+# %% ../../nbs/bench/10_feature_experiment.ipynb #f2511622
 class NodePasses(FeaturePasses):
     "Patch what embedding, heads and MLPs wrote into the residual stream before a layer, in place of features."
 
@@ -110,7 +110,7 @@ class NodePasses(FeaturePasses):
         self.widths = [len(nodes)]
         self.writes = torch.stack([(batch.at_partners(x_neg[s]) - x[s])[:, self.first :] for s in nodes])
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #dc6a057b
+# %% ../../nbs/bench/10_feature_experiment.ipynb #71a7b1bd
 @patch
 def active(self: NodePasses) -> torch.Tensor:  # bool [node]
     "Return which nodes write something else on the negative."
@@ -131,13 +131,13 @@ def run(
     x[:, self.first :] += edit.to(x)
     return self.mid.continue_from(layer, len(self.mid.resid) - 1, pair, x, self.first, [])
 
-
+# %% ../../nbs/bench/10_feature_experiment.ipynb #1f2f7988
 @patch
 def edit_size(self: NodePasses, masks) -> torch.Tensor:  # float32 [set, pair]
     "Return the mean size of the edit over positions."
     return torch.einsum('su,urpd->srpd', masks.float(), self.writes).norm(dim=-1).mean(2)
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #ed07e7eb
+# %% ../../nbs/bench/10_feature_experiment.ipynb #b90798cd
 def same_length(
     bound,  # A `BoundTask`
     n: int,  # Number of pairs at most
@@ -150,7 +150,7 @@ def same_length(
     tokens = TaskTokens(columns[0], np.arange(len(rows)) < len(rows) // 2, *columns[1:])
     return BoundTask(bound.model, bound.task, tokens)
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #ddbbb63d
+# %% ../../nbs/bench/10_feature_experiment.ipynb #7af5ba1d
 def drop_weakest(
     passes: list,  # `FeaturePasses` of all batches
     effects,  # Estimated effects, float [feature]
@@ -167,7 +167,7 @@ def drop_weakest(
         low, high = (low, middle) if rise < tau else (middle, high)
     return prefix_masks(order, [high], len(effects))[0]
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #1b5e6c6e
+# %% ../../nbs/bench/10_feature_experiment.ipynb #a3a9ba55
 _COLUMNS = ['dictionary', 'order', 'seed', 'tau', 'n', 'pair', 'kl', 'edit']
 
 
@@ -179,7 +179,7 @@ def as_table(
 
     return pd.DataFrame([(name, *row) for name, own in rows.items() for row in own], columns=_COLUMNS)
 
-
+# %% ../../nbs/bench/10_feature_experiment.ipynb #db7fd42c
 def _rows(passes, masks, labels):
     "Return rows of the table: for each set and pair KL divergence and size of the edit; `labels`: order, seed and tau."
     kl = passes.measure(pair_metric('kl_div'), masks).numpy()
@@ -201,7 +201,7 @@ def by_effect(
     sizes = growing_sizes(len(order))
     return _rows(passes, prefix_masks(order, sizes, len(effects)), [('by effect', 0, np.nan)] * len(sizes))
 
-
+# %% ../../nbs/bench/10_feature_experiment.ipynb #650ac238
 def as_published(
     passes,  # `FeaturePasses`
     effects,  # Estimated effects, float [feature]
@@ -216,7 +216,7 @@ def as_published(
     labels = [('as published', seed, tau) for tau in taus for seed in seeds]
     return _rows(passes, masks.flatten(0, 1), labels)
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #bdb42282
+# %% ../../nbs/bench/10_feature_experiment.ipynb #0218b601
 def single_effects(
     passes,  # `FeaturePasses` of one dictionary, or `NodePasses`
     batch,  # The `PairBatch` that they were made from
@@ -228,7 +228,7 @@ def single_effects(
     kl = passes.measure(metric, torch.eye(passes.widths[0])).mean(1)
     return (passes.measure_clean(metric)[0].mean() - kl).numpy()
 
-
+# %% ../../nbs/bench/10_feature_experiment.ipynb #0e50e8ac
 def measure_dictionary(
     passes,  # `FeaturePasses` of one dictionary, or `NodePasses`
     batch,  # The `PairBatch` that they were made from
@@ -240,7 +240,7 @@ def measure_dictionary(
     rows = by_effect(passes, effects)
     return rows + as_published(passes, effects, taus, seeds) if len(taus) else rows
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #d9191adc
+# %% ../../nbs/bench/10_feature_experiment.ipynb #461e766a
 def needed(
     curve,  # Rows of one dictionary in one order: columns n, pair, kl, edit
     fraction: float = 0.5,  # Fraction of the KL divergence with nothing patched that must be gone
@@ -255,7 +255,7 @@ def needed(
         return np.inf, np.inf
     return float(kl.index[reached[0]]), float(size[reached[0]])
 
-
+# %% ../../nbs/bench/10_feature_experiment.ipynb #886958f6
 def compare(
     table,  # The table of the experiment
     name: str,  # A dictionary
@@ -273,10 +273,10 @@ def compare(
         low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0, method='nearest')
     return np.stack([own, low, high], 1)
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #07fbb4d8
+# %% ../../nbs/bench/10_feature_experiment.ipynb #ebffbe41
 _STYLES = {'α': '-', 'T': '-', 'P': '--', 'n': '--', 'r': ':', 'c': ':', 'w': '-.'}
 
-
+# %% ../../nbs/bench/10_feature_experiment.ipynb #0c930024
 def plot_experiment(
     table,  # The table of the experiment
     order: str = 'by effect',  # 'by effect' or 'as published'
@@ -299,7 +299,7 @@ def plot_experiment(
     axes[1].legend(fontsize=7, frameon=False, loc='upper right')
     return axes
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #69a0b81f
+# %% ../../nbs/bench/10_feature_experiment.ipynb #1d8119ad
 def strongest_heads(
     bound,  # A `BoundTask`
     n: int = 4,  # How many
@@ -309,7 +309,7 @@ def strongest_heads(
     effects = patch_heads(bound, heads=shortlist)
     return sorted(shortlist, key=lambda head: -abs(effects[head]))[:n]
 
-
+# %% ../../nbs/bench/10_feature_experiment.ipynb #a4f4d656
 def head_shares(
     bound,  # A `BoundTask` whose pairs have answers
     dictionary,  # A `Dictionary` of the `z` of one head
@@ -328,7 +328,7 @@ def head_shares(
     value, se = share(parts, np.broadcast_to((clean[0] - whole[0])[measured_on], parts.shape))
     return list(zip(sizes, value.tolist(), se.tolist()))
 
-# %% ../../nbs/bench/10_feature_experiment.ipynb #b1f9aee2
+# %% ../../nbs/bench/10_feature_experiment.ipynb #dd1a1ab4
 def agreement(
     bound,  # A `BoundTask` whose pairs have answers
     dictionary,  # A `Dictionary`

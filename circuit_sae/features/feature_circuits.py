@@ -6,7 +6,7 @@
 __all__ = ['mean_kl', 'all_active', 'drop_features', 'drop_nested', 'Feature', 'FeatureCircuit', 'Ratio', 'growing_sizes',
            'prefix_masks', 'random_masks', 'feature_circuit']
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #082a4fde
+# %% ../../nbs/features/06_feature_circuits.ipynb #8485238d
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from circuit_sae.features.patching import (
 from .sites import Site, parse_site
 from ..stats import share
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #9067f2cc
+# %% ../../nbs/features/06_feature_circuits.ipynb #10b323bf
 def mean_kl(
     passes: list,  # `FeaturePasses` of all batches
     masks,  # Which features each set patches, bool [set, feature]
@@ -46,7 +46,7 @@ def all_active(
     "Return which features differ between positive and negative, on any pair."
     return torch.stack([p.active() for p in passes]).any(0)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #44e1574a
+# %% ../../nbs/features/06_feature_circuits.ipynb #f95836dd
 def drop_features(
     passes: list,  # `FeaturePasses` of all batches
     orders,  # For each circuit the numbers of the features, in the order in which they are tried; int [circuit, feature]
@@ -73,7 +73,7 @@ def drop_features(
         kl[lanes[dropped]] = new[dropped]
     return masks, kl
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #a786ac92
+# %% ../../nbs/features/06_feature_circuits.ipynb #ded93a9b
 def drop_nested(
     passes: list,  # `FeaturePasses` of all batches
     orders,  # As for `drop_features`
@@ -90,7 +90,7 @@ def drop_nested(
         found.append((masks, kl))
     return tuple(torch.stack(column) for column in zip(*found))
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #33296dcc
+# %% ../../nbs/features/06_feature_circuits.ipynb #eb33cc2d
 class Feature(NamedTuple):
     "Name one feature of a dictionary. It prints as `L20H0 z #17`."
 
@@ -103,10 +103,10 @@ class Feature(NamedTuple):
     def __repr__(self):
         return str(self)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #a504f5b4
+# %% ../../nbs/features/06_feature_circuits.ipynb #45786559
 _MEASURED = ['clean', 'corrupted', 'patched', 'others_patched', 'all_patched']
 
-
+# %% ../../nbs/features/06_feature_circuits.ipynb #c66bad13
 class FeatureCircuit:
     "Hold a set of features and the metric with it patched, on pairs that it was not chosen on."
 
@@ -131,7 +131,7 @@ class FeatureCircuit:
     def __len__(self) -> int:
         return len(self.nodes)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #d9363a48
+# %% ../../nbs/features/06_feature_circuits.ipynb #e12a763e
 class Ratio(NamedTuple):
     "Hold a ratio of means over pairs and its standard error."
 
@@ -152,7 +152,7 @@ def _ratio(part, whole):
         )
     return Ratio(*(float(x) for x in share(part, whole)))
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #72e00a26
+# %% ../../nbs/features/06_feature_circuits.ipynb #cce36df9
 @patch(as_prop=True)
 def faithfulness(self: FeatureCircuit) -> Ratio:
     "Return the fraction of what all features carry that stays when all features but the circuit are patched."
@@ -173,7 +173,7 @@ def carried(self: FeatureCircuit) -> Ratio:
     m = self.measured
     return _ratio(m['clean'] - m['all_patched'], m['clean'] - m['corrupted'])
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #329b1b2b
+# %% ../../nbs/features/06_feature_circuits.ipynb #e6731f97
 @patch(as_prop=True)
 def effect(self: FeatureCircuit) -> Ratio:
     "Return the effect of patching the circuit, a fraction of the difference between positives and negatives."
@@ -189,7 +189,7 @@ def p_random(self: FeatureCircuit) -> float:
     own = (self.measured['clean'] - self.measured['patched']).mean()
     return float((1 + (sign * drops >= sign * own).sum()) / (1 + len(drops)))
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #65a01de2
+# %% ../../nbs/features/06_feature_circuits.ipynb #04064337
 @patch
 def __repr__(self: FeatureCircuit) -> str:
     m = self.made_from
@@ -204,7 +204,7 @@ def __repr__(self: FeatureCircuit) -> str:
     best = [f'{node} {effect:+.1%}' for node, effect in zip(self.nodes, self.effects)][:6]
     return '\n'.join([*lines, f'  {", ".join(best)}{", …" if len(self) > 6 else ""}'])
 
-
+# %% ../../nbs/features/06_feature_circuits.ipynb #49801278
 @patch
 def to_pandas(self: FeatureCircuit):  # pandas DataFrame
     "Return one row a feature, strongest first: site, number and estimated effect."
@@ -213,7 +213,7 @@ def to_pandas(self: FeatureCircuit):  # pandas DataFrame
     rows = [(str(node.site), node.index, effect) for node, effect in zip(self.nodes, self.effects)]
     return pd.DataFrame(rows, columns=['site', 'feature', 'effect'])
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #70da5b24
+# %% ../../nbs/features/06_feature_circuits.ipynb #b23ced86
 @patch
 def plot(
     self: FeatureCircuit,
@@ -230,7 +230,7 @@ def plot(
     ax.legend(fontsize=8, frameon=False)
     return ax
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #0f95ab94
+# %% ../../nbs/features/06_feature_circuits.ipynb #d39dcdee
 @patch
 def save(
     self: FeatureCircuit,
@@ -241,7 +241,7 @@ def save(
     nodes = [[str(node.site), int(node.index)] for node in self.nodes]
     save_tensors(path, self.kind, arrays, dict(nodes=nodes, made_from=self.made_from))
 
-
+# %% ../../nbs/features/06_feature_circuits.ipynb #4f4e6a4f
 @patch(cls_method=True)
 def load(
     cls: FeatureCircuit,
@@ -253,7 +253,7 @@ def load(
     own = {name: arrays[name] for name in ('effects', 'random', 'path')}
     return FeatureCircuit(nodes, measured=arrays, made_from=info['made_from'], **own)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #44dc8b08
+# %% ../../nbs/features/06_feature_circuits.ipynb #7d363088
 def growing_sizes(
     n: int,  # Number of features
 ) -> list:  # 0 to 16 one by one, then in steps of a quarter, and `n`
@@ -273,7 +273,7 @@ def _estimated(bound, dictionaries, positions, metric, only):
         found.append(drop.sum(0) / whole.sum())
     return np.concatenate(found)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #49939212
+# %% ../../nbs/features/06_feature_circuits.ipynb #2b083317
 def prefix_masks(
     order,  # Numbers of features, best first, int [feature]
     sizes,  # How many of them each set has, int [set]
@@ -285,7 +285,7 @@ def prefix_masks(
         mask[torch.as_tensor(np.asarray(order[:size], dtype=int))] = True
     return masks
 
-
+# %% ../../nbs/features/06_feature_circuits.ipynb #a33ca909
 def _grow(passes, effects, goal):
     "Return the smallest set of the best features that reaches a fraction of what all features move, and the sets tried."
     active = all_active(passes).numpy()
@@ -296,7 +296,7 @@ def _grow(passes, effects, goal):
     chosen = order[: sizes[reached[0] if kl[0] > kl[-1] else -1]]
     return chosen, np.stack([sizes, kl], 1)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #12a10330
+# %% ../../nbs/features/06_feature_circuits.ipynb #43ea47fb
 def _drop(passes, effects, tau, order, seed):
     "Return the features that stay, strongest first, and the sets tried."
     n = len(effects)
@@ -311,7 +311,7 @@ def _drop(passes, effects, tau, order, seed):
     chosen = np.flatnonzero(mask[0].numpy())
     return chosen[np.argsort(-np.abs(effects[chosen]), kind='stable')], np.array(path)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #2a39bd29
+# %% ../../nbs/features/06_feature_circuits.ipynb #af14e700
 def random_masks(
     active,  # Which features may be drawn, bool [feature]
     sizes,  # Number of features to draw from each dictionary, int [dictionary]
@@ -329,7 +329,7 @@ def random_masks(
             mask[torch.as_tensor(rng.choice(pool, size, replace=False))] = True
     return masks
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #196eee15
+# %% ../../nbs/features/06_feature_circuits.ipynb #040e6a84
 def _halves(bound):
     "Return the pairs on which a circuit is chosen, and the pairs on which it is measured."
     if bound.n < 4:
@@ -351,7 +351,7 @@ def _measure(bound, dictionaries, chosen, active, positions, metric, only, n_ran
     measured = dict(zip(_MEASURED, [*clean, *rows[:3]]))
     return measured, rows[3:]
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #aec9f965
+# %% ../../nbs/features/06_feature_circuits.ipynb #cbf71fda
 def feature_circuit(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -388,7 +388,7 @@ def feature_circuit(
     made_from = _record(bound, dictionaries, metric, positions, seed=seed, n_chosen_on=len(chosen_on), **settings)
     return FeatureCircuit(_as_nodes(dictionaries, chosen), effects[np.asarray(chosen, int)], *found, path, made_from)
 
-# %% ../../nbs/features/06_feature_circuits.ipynb #5aae6ddf
+# %% ../../nbs/features/06_feature_circuits.ipynb #b710ac41
 def _check_numbers(goal, tau):
     "Raise `InputError` for a threshold out of range."
     if not 0 < goal <= 1:
@@ -410,5 +410,5 @@ def _record(bound, dictionaries, metric, positions, **settings):
     lists = {f'{key}s' if key != 'dictionary' else 'dictionaries': [r[key] for r in records] for key in _OWN}
     return bound.identity | lists | dict(metric=metric_label(metric), positions=positions) | settings
 
-
+# %% ../../nbs/features/06_feature_circuits.ipynb #0c787a28
 _OWN = ['site', 'width', 'dictionary']

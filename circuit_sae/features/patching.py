@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'SHORTLIST', 'position_mask', 'FeaturePasses', 'feature_pa
            'features_record', 'features_metric', 'metric_label', 'estimate_batch', 'attribute_features',
            'check_features', 'patch_features', 'measure_sets']
 
-# %% ../../nbs/features/05_patching.ipynb #e1ff82a7
+# %% ../../nbs/features/05_patching.ipynb #26ef5260
 from functools import partial
 
 import numpy as np
@@ -31,7 +31,7 @@ from ..score.flow import check_flow
 from ..score.flow_sweep import BackwardSweep
 from ..stats import effect_size, share
 
-# %% ../../nbs/features/05_patching.ipynb #2646a4d5
+# %% ../../nbs/features/05_patching.ipynb #28223618
 def position_mask(
     positions,  # 'all', 'last' or a list of positions, negative ones from the end
     n_pos: int,  # Number of positions of the prompts
@@ -51,7 +51,7 @@ def position_mask(
     mask[positions] = True
     return mask
 
-# %% ../../nbs/features/05_patching.ipynb #361ae46b
+# %% ../../nbs/features/05_patching.ipynb #58d7bd2e
 class FeaturePasses:
     "Keep one clean pass over the positives of a batch, from which any features can be patched."
 
@@ -78,7 +78,7 @@ class FeaturePasses:
         self.targets = [d.encode(batch.at_partners(x_neg[s]))[:, late] for d, s in zip(dictionaries, self.sites)]
         self.widths = [d.width for d in dictionaries]
 
-# %% ../../nbs/features/05_patching.ipynb #23638bd5
+# %% ../../nbs/features/05_patching.ipynb #8b3a2d05
 @patch
 def changes(
     self: FeaturePasses,
@@ -92,7 +92,7 @@ def active(self: FeaturePasses) -> torch.Tensor:  # bool [feature of all diction
     "Return which features differ between positive and negative, on any pair and position."
     return torch.cat([(change != 0).flatten(0, 1).any(0) for change in self.changes()])
 
-# %% ../../nbs/features/05_patching.ipynb #2c3061e3
+# %% ../../nbs/features/05_patching.ipynb #ba92b0e6
 @patch
 def _patched(self: FeaturePasses, i, pair, part, x):
     "Return the activation of site `i` with the features of `part` [row, feature] patched."
@@ -100,7 +100,7 @@ def _patched(self: FeaturePasses, i, pair, part, x):
     change = (self.targets[i][pair] - dictionary.encode(x.float())) * part[:, None] * self.where.to(part)
     return x + (change @ dictionary.directions).to(x)
 
-
+# %% ../../nbs/features/05_patching.ipynb #5fa19985
 @patch
 @torch.no_grad()
 def run(
@@ -117,7 +117,7 @@ def run(
     with edited(mid.model, edits):
         return mid.continue_from(layer, len(mid.resid) - 1, pair, mid.resid[layer][pair], self.first, [])
 
-# %% ../../nbs/features/05_patching.ipynb #c2de2066
+# %% ../../nbs/features/05_patching.ipynb #fe9ad042
 _ROWS = 256  # rows of a forward pass
 
 
@@ -136,7 +136,7 @@ def measure(
         out.append(metric(self.bound, logits, self.pairs[pair.numpy()], self.negative_logits[pair]).cpu())
     return torch.cat(out).view(len(masks), n)
 
-
+# %% ../../nbs/features/05_patching.ipynb #ee74c49d
 @patch
 def measure_clean(
     self: FeaturePasses,
@@ -146,7 +146,7 @@ def measure_clean(
     found = [metric(self.bound, x, self.pairs, self.negative_logits) for x in (self.logits, self.negative_logits)]
     return torch.stack(found).cpu()
 
-# %% ../../nbs/features/05_patching.ipynb #3c4cc716
+# %% ../../nbs/features/05_patching.ipynb #f942544e
 @patch
 @torch.no_grad()
 def edit_size(
@@ -160,7 +160,7 @@ def edit_size(
         sizes = sizes + torch.stack(edits).cpu()
     return sizes
 
-# %% ../../nbs/features/05_patching.ipynb #1af081ae
+# %% ../../nbs/features/05_patching.ipynb #e7bd1371
 def feature_passes(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -179,14 +179,14 @@ def feature_passes(
     for batch in pair_batches(bound, batch_size, pad=False, only=only):
         yield FeaturePasses(bound, batch, dictionaries, positions)
 
-
+# %% ../../nbs/features/05_patching.ipynb #6f00d7e8
 def as_dictionaries(
     dictionaries,  # A `Dictionary` or a list of dictionaries
 ) -> list:
     "Return dictionaries as a list."
     return list(dictionaries) if isinstance(dictionaries, (list, tuple)) else [dictionaries]
 
-# %% ../../nbs/features/05_patching.ipynb #7f932542
+# %% ../../nbs/features/05_patching.ipynb #ebafa14a
 class FeatureEffects:
     "Hold the effects of features of one dictionary on every pair, measured or estimated."
 
@@ -211,7 +211,7 @@ class FeatureEffects:
     def __array__(self, dtype=None, copy=None):
         return self.values if dtype is None else self.values.astype(dtype)
 
-# %% ../../nbs/features/05_patching.ipynb #378dd9f5
+# %% ../../nbs/features/05_patching.ipynb #6550c93b
 @patch(as_prop=True)
 def signed(self: FeatureEffects) -> np.ndarray:
     "Return the signed effect of every feature, a fraction of the metric's difference, float64 [feature]."
@@ -229,7 +229,7 @@ def se(self: FeatureEffects) -> np.ndarray:
     "Return the standard error of every effect over pairs (delta method), float64 [feature]."
     return share(self.drop.T, self.clean - self.corrupted)[1]
 
-# %% ../../nbs/features/05_patching.ipynb #a122e0d7
+# %% ../../nbs/features/05_patching.ipynb #d00e4610
 @patch
 def order(self: FeatureEffects) -> np.ndarray:  # int; places in `features`, ties in their order
     "Return the places of the features in the arrays, largest size first."
@@ -244,7 +244,7 @@ def ranked(
     "Return the features with their signed effects, largest size first."
     return [(int(self.features[i]), float(self.effect[i])) for i in self.order()[:k]]
 
-# %% ../../nbs/features/05_patching.ipynb #ffbfde29
+# %% ../../nbs/features/05_patching.ipynb #ab75a5bf
 @patch
 def at(
     self: FeatureEffects,
@@ -261,13 +261,13 @@ def at(
         )
     return self.effect[[place[int(f)] for f in features]]
 
-
+# %% ../../nbs/features/05_patching.ipynb #d09c3e33
 @patch
 def __getitem__(self: FeatureEffects, feature):
     "Return the signed effect of one feature."
     return self.at([feature])[0]
 
-# %% ../../nbs/features/05_patching.ipynb #bbc70142
+# %% ../../nbs/features/05_patching.ipynb #f7a53921
 @patch
 def table(
     self: FeatureEffects,
@@ -287,7 +287,7 @@ def __repr__(self: FeatureEffects) -> str:
     means = f'{m["metric"]} {self.clean.mean():.2f} on positives, {self.corrupted.mean():.2f} on negatives'
     return f'{title}, {len(self)} of {m["width"]} features\n  {means}\n{self.table()}'
 
-# %% ../../nbs/features/05_patching.ipynb #0f2e1127
+# %% ../../nbs/features/05_patching.ipynb #2ef000e6
 @patch
 def to_pandas(self: FeatureEffects):  # pandas DataFrame
     "Return one row a feature, largest size first: feature, effect, standard error and rank."
@@ -297,7 +297,7 @@ def to_pandas(self: FeatureEffects):  # pandas DataFrame
     columns = dict(feature=self.features[i], effect=self.effect[i], se=self.se[i], rank=np.arange(1, len(i) + 1))
     return pd.DataFrame(columns)
 
-
+# %% ../../nbs/features/05_patching.ipynb #e05836a6
 @patch
 def plot(
     self: FeatureEffects,
@@ -316,7 +316,7 @@ def plot(
     ax.set(xlabel='effect (fraction of the difference)', ylabel='feature', title=f'{self.made_from["site"]}')
     return ax
 
-# %% ../../nbs/features/05_patching.ipynb #e572dc59
+# %% ../../nbs/features/05_patching.ipynb #a4822ac3
 @patch
 def save(
     self: FeatureEffects,
@@ -336,7 +336,7 @@ def load(
     arrays, made_from, _ = read_tensors(path, cls.kind, 'effects of features')
     return FeatureEffects(made_from=made_from, **arrays)
 
-# %% ../../nbs/features/05_patching.ipynb #b239365b
+# %% ../../nbs/features/05_patching.ipynb #0592982a
 METHODS = ['gradient', 'middle', 'integrated', 'discrete']
 
 
@@ -354,7 +354,7 @@ def _gradient(passes, ids, metric, part):
         m = metric(passes.bound, logits, passes.pairs, passes.negative_logits)
         return torch.autograd.grad(m.sum(), zeros)[0]
 
-# %% ../../nbs/features/05_patching.ipynb #e0d52776
+# %% ../../nbs/features/05_patching.ipynb #14db50bb
 def _at_site(sweep, layer, cache, m, site):
     "Return the multiplier at a site of one layer, from that of the residual stream after the layer."
     described = sweep.layers[layer]
@@ -377,7 +377,7 @@ def _at_site(sweep, layer, cache, m, site):
     part = sweep.layer(layer, cache, m, False)
     return m + sum(t for t in (part.m_mlp, *part.m_heads) if t is not None)
 
-# %% ../../nbs/features/05_patching.ipynb #14ad3541
+# %% ../../nbs/features/05_patching.ipynb #d7170dab
 @torch.no_grad()
 def _multiplier(sweep, bound, batch, site):
     "Return the flow's multiplier of the activation at a site, [pair, position from the first difference on, d_in]."
@@ -392,7 +392,7 @@ def _multiplier(sweep, bound, batch, site):
         m = _at_site(sweep, layer, caches[layer], m, before)
     return _at_site(sweep, site.layer, caches[site.layer], m, site)
 
-# %% ../../nbs/features/05_patching.ipynb #7941929d
+# %% ../../nbs/features/05_patching.ipynb #c7497adc
 _TARGETS = {'logit_diff': 'logit_diff', 'kl_div': 'kl'}  # the flow's targets by metric
 
 
@@ -409,7 +409,7 @@ def _sweep_for(bound, metric, method):
     check_flow(bound)
     return BackwardSweep(bound.model, _TARGETS[metric])
 
-# %% ../../nbs/features/05_patching.ipynb #c1755cf4
+# %% ../../nbs/features/05_patching.ipynb #3cf90e42
 def _slopes(passes, batch, metric, method, steps, sweep):
     "Return the slope of the metric at the site, [pair, position from `first` on, d_in]."
     if sweep is not None:
@@ -418,7 +418,7 @@ def _slopes(passes, batch, metric, method, steps, sweep):
     parts = dict(gradient=[0.0], middle=[0.5]).get(method, [(k + 0.5) / steps for k in range(steps)])
     return sum(_gradient(passes, batch.positives, metric, part) for part in parts) / len(parts)
 
-# %% ../../nbs/features/05_patching.ipynb #4a11fd08
+# %% ../../nbs/features/05_patching.ipynb #9718988b
 def features_record(
     bound,  # A `BoundTask`
     dictionary,  # A `Dictionary`
@@ -440,14 +440,14 @@ def features_metric(
     check_pairs(bound, answers=metric != 'kl_div', equal_length=False)
     return metric, function
 
-
+# %% ../../nbs/features/05_patching.ipynb #7447cf4d
 def metric_label(
     metric,  # A key of `METRICS`, 'kl_div' or a function
 ) -> str:
     "Return the name of a metric as saved files record it."
     return metric if metric == 'kl_div' else metric_name(metric)
 
-# %% ../../nbs/features/05_patching.ipynb #7c4aa97c
+# %% ../../nbs/features/05_patching.ipynb #ea0c3aa0
 def estimate_batch(
     passes: FeaturePasses,  # Passes of one dictionary
     batch,  # The `PairBatch` that they were made from
@@ -462,7 +462,7 @@ def estimate_batch(
         along = slopes.float() @ passes.dictionaries[0].directions.T
         return -(passes.changes()[0] * along).sum(1).cpu()
 
-
+# %% ../../nbs/features/05_patching.ipynb #b1e3733c
 def _estimate(bound, dictionary, positions, batch_size, **settings):
     "Return the estimated drop [pair, feature] and the metric on both prompts [2, pair]."
     drop = np.zeros((bound.n, dictionary.width))
@@ -473,7 +473,7 @@ def _estimate(bound, dictionary, positions, batch_size, **settings):
         clean[:, batch.pairs] = passes.measure_clean(settings['metric']).numpy()
     return drop, clean
 
-# %% ../../nbs/features/05_patching.ipynb #52c0bdc9
+# %% ../../nbs/features/05_patching.ipynb #40240355
 def attribute_features(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -507,7 +507,7 @@ def attribute_features(
     made_from = features_record(bound, dictionary, positions=positions, metric=metric_label(metric), method=named)
     return FeatureEffects(drop, *clean, np.arange(dictionary.width), made_from)
 
-# %% ../../nbs/features/05_patching.ipynb #635f373a
+# %% ../../nbs/features/05_patching.ipynb #64cd96b9
 def check_features(
     features,  # Numbers of features
     width: int,  # Number of features of the dictionary
@@ -522,7 +522,7 @@ def check_features(
         )
     return found
 
-# %% ../../nbs/features/05_patching.ipynb #8a958f2e
+# %% ../../nbs/features/05_patching.ipynb #dd263e73
 SHORTLIST = 64  # features that are patched by default
 
 
@@ -535,7 +535,7 @@ def _choose(bound, dictionary, features, positions, metric, batch_size):
         return np.array([f for f, effect in estimated.ranked(n) if effect != 0], dtype=int)
     return check_features(features, dictionary.width)
 
-# %% ../../nbs/features/05_patching.ipynb #3e22c344
+# %% ../../nbs/features/05_patching.ipynb #a32449e5
 def patch_features(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -560,7 +560,7 @@ def patch_features(
     made_from = features_record(bound, dictionary, positions=positions, metric=metric_label(metric), method='patching')
     return FeatureEffects(clean[0][:, None] - patched.T, *clean, chosen, made_from)
 
-# %% ../../nbs/features/05_patching.ipynb #508d5bbc
+# %% ../../nbs/features/05_patching.ipynb #437247fd
 def measure_sets(
     model,  # A TransformerLens bridge, or a `BoundTask`
     masks,  # Which features each set patches, bool or float [set, feature of all dictionaries]
