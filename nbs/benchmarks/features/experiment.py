@@ -1,0 +1,118 @@
+"""Measure how few features, and how small an edit, turn one prompt's prediction into the other's.
+
+python nbs/benchmarks/features/experiment.py --model smollm2-135m --task ioi
+python nbs/benchmarks/features/experiment.py --task ioi --parts heads agreement
+
+Results go to <task>.csv, <task>_heads.csv and <task>_agreement.csv beside this file; trained dictionaries are cached.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from circuit_sae.bench.feature_experiment import (
+    DICTIONARIES,
+    NODES,
+    NodePasses,
+    agreement,
+    as_table,
+    head_shares,
+    make_dictionary,
+    measure_dictionary,
+    same_length,
+    strongest_heads,
+    training_text,
+)
+from circuit_sae.core import cache_dir
+from circuit_sae.data.batches import bind_task, pair_batches
+from circuit_sae.data.prompts import get_task
+from circuit_sae.features.patching import FeaturePasses
+from circuit_sae.features.sites import Site
+from circuit_sae.features.token_acts import token_acts
+from circuit_sae.models.load import load_model
+
+HERE = Path(__file__).resolve().parent
+CACHE = cache_dir() / 'features'
+HEAD_DICTIONARIES = ['TopK, k = 8', 'PCA', 'random directions', 'coordinates']
+
+
+def measure_curves(bound, acts, given):
+    "Write the table of the published experiment, one dictionary after the other."
+    pairs = same_length(bound, given.pairs)
+    batch = pair_batches(pairs, given.pairs, pad=False)[0]
+    rows = {}
+    for name in [*given.dictionaries, NODES]:
+        if name == NODES:
+            passes = NodePasses(pairs, batch, acts.site.layer)
+        else:
+            dictionary = make_dictionary(acts, name, given.width, given.steps, folder=CACHE)
+            passes = FeaturePasses(pairs, batch, [dictionary])
+        rows[name] = measure_dictionary(passes, batch, given.taus, given.seeds)
+        print(name, len(rows[name]), 'rows', flush=True)
+        as_table(rows).to_csv(HERE / f'{given.task}.csv', index=False, float_format='%.5g')
+
+
+def measure_heads(bound, text, given):
+    "Write which fraction of the effects of the strongest heads few features explain; return the best dictionaries."
+    pairs = same_length(bound, given.head_pairs)
+    heads = strongest_heads(pairs, given.heads)
+    acts = token_acts(bound.model, text, [Site('z', *head) for head in heads])
+    rows = []
+    for site, own in acts.items():
+        made = {name: make_dictionary(own, name, 256, given.steps, folder=CACHE) for name in HEAD_DICTIONARIES}
+        for name, dictionary in made.items():
+            for k, value, se in head_shares(pairs, dictionary, made['coordinates']):
+                rows.append((f'L{site.layer}H{site.head}', name, k, value, se))
+            print(site, rows[-1], flush=True)
+        columns = ['head', 'dictionary', 'n', 'share', 'se']
+        pd.DataFrame(rows, columns=columns).to_csv(HERE / f'{given.task}_heads.csv', index=False, float_format='%.5g')
+
+
+def measure_agreement(bound, acts, names, width, given):
+    "Write the rank correlation of every estimate with measured effects."
+    pairs = same_length(bound, given.pairs)
+    path = HERE / f'{given.task}_agreement.csv'
+    columns = ['site', 'dictionary', 'metric', 'method', 'features', 'spearman']
+    found = pd.read_csv(path).values.tolist() if path.is_file() else []
+    found = [row for row in found if row[0] != str(acts.site)]
+    for name in names:
+        dictionary = make_dictionary(acts, name, width, given.steps, folder=CACHE)
+        for row in agreement(pairs, dictionary):
+            found.append((str(acts.site), name, *row))
+            print(found[-1], flush=True)
+        pd.DataFrame(found, columns=columns).to_csv(path, index=False, float_format='%.4g')
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--model', default='smollm2-135m')
+    parser.add_argument('--task', default='ioi')
+    parser.add_argument('--layer', type=int, default=20, help='the residual stream before this layer is patched')
+    parser.add_argument('--pairs', type=int, default=12)
+    parser.add_argument('--head_pairs', type=int, default=24)
+    parser.add_argument('--heads', type=int, default=4)
+    parser.add_argument('--width', type=int, default=1152)
+    parser.add_argument('--steps', type=int, default=400)
+    parser.add_argument('--prompts', type=int, default=150, help='pairs of the task in the training text')
+    parser.add_argument('--prose', type=int, default=200, help='pieces of prose in the training text')
+    parser.add_argument('--taus', nargs='*', type=float, default=[0.001, 0.003, 0.01, 0.03, 0.1])
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
+    parser.add_argument('--dictionaries', nargs='+', default=[name for name in DICTIONARIES if name != 'TopK, k = 8'])
+    parser.add_argument('--parts', nargs='+', default=['curves', 'heads', 'agreement'])
+    given = parser.parse_args()
+    model = load_model(given.model)
+    bound = bind_task(model, get_task(given.task, n=100))
+    text = training_text(model, given.task, given.prompts, given.prose)
+    if 'heads' in given.parts:
+        measure_heads(bound, text, given)
+    if 'agreement' in given.parts:
+        head = strongest_heads(same_length(bound, given.pairs), 1)[0]
+        measure_agreement(bound, token_acts(model, text, Site('z', *head)), HEAD_DICTIONARIES[:2], 256, given)
+    if {'curves', 'agreement'} & set(given.parts) - {'heads'}:
+        acts = token_acts(model, text, Site('resid_pre', given.layer))
+        print(acts, flush=True)
+    if 'agreement' in given.parts:
+        measure_agreement(bound, acts, ['α = 1e-3', 'PCA'], given.width, given)
+    if 'curves' in given.parts:
+        measure_curves(bound, acts, given)

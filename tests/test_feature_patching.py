@@ -1,0 +1,153 @@
+"""Feature patching against plain forward passes, and circuits of features against a plain loop."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from circuit_sae.causal.patching import pair_metric
+from circuit_sae.core import InputError
+from circuit_sae.data.batches import bind_task, pair_batches
+from circuit_sae.data.prompts import induction_task
+from circuit_sae.features.dictionary import SparseDictionary, fit_basis
+from circuit_sae.features.feature_circuits import all_active, drop_features, feature_circuit, mean_kl
+from circuit_sae.features.patching import FeaturePasses, attribute_features, feature_passes, patch_features
+from circuit_sae.features.sites import edited, parse_site, read_sites, site_width
+from circuit_sae.models.forward import forward, last_logits, run
+from circuit_sae.models.load import tiny_model
+
+
+@pytest.fixture(scope='module')
+def bound():
+    return bind_task(tiny_model(n_layers=2), induction_task(n=4))
+
+
+def sparse(model, site, seed=0):
+    "Return an untrained dictionary with more features than the site has coordinates."
+    width = site_width(model, site)
+    made = SparseDictionary(width, 2 * width, 'topk', k=4, seed=seed, site=site)
+    return made.requires_grad_(False).eval()
+
+
+def by_hand(bound, batch, dictionaries, masks):
+    "Return the logits with features patched, from a full forward pass with the published formula."
+    model = bound.model
+    edits = {}
+    for d, mask in zip(dictionaries, masks):
+        target = d.encode(read_sites(model, batch.negatives, d.site)[d.site])
+
+        def edit(x, d=d, mask=mask, target=target):
+            return x + ((target - d.encode(x)) * mask) @ d.directions
+
+        edits[d.site] = edit
+    with torch.no_grad(), edited(model, edits):
+        return last_logits(forward(model, batch.positives))
+
+
+@pytest.mark.parametrize('sites', [['L1 resid_pre'], ['L0 attn_out'], ['L0H1', 'L1 mlp_out'], ['L0 z', 'L1H2 result']])
+def test_patching_equals_full_passes_with_the_published_formula(bound, sites):
+    dictionaries = [sparse(bound.model, site, i) for i, site in enumerate(sites)]
+    rng = np.random.default_rng(0)
+    for batch in pair_batches(bound, 24, pad=False):
+        passes = FeaturePasses(bound, batch, dictionaries)
+        masks = [torch.tensor(rng.random(d.width) < 0.4).float() for d in dictionaries]
+        n = len(batch.pairs)
+        found = passes.run(torch.arange(n), torch.cat(masks).repeat(n, 1))
+        expected = by_hand(bound, batch, dictionaries, masks)
+        assert (found - expected).abs().max() < 1e-4
+        assert (expected - passes.logits).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize('site', ['L1 resid_pre', 'L0 resid_post', 'L1H1'])
+@pytest.mark.parametrize('kind', ['neurons', 'random'])
+def test_all_features_of_a_complete_basis_replace_the_activation(bound, site, kind):
+    width = site_width(bound.model, site)
+    basis = fit_basis(torch.randn(3 * width, width, generator=torch.Generator().manual_seed(0)), kind)
+    basis.site = parse_site(site)
+    for batch in pair_batches(bound, 24, pad=False):
+        passes = FeaturePasses(bound, batch, [basis])
+        n = len(batch.pairs)
+        found = passes.run(torch.arange(n), torch.ones(n, width))
+        other = read_sites(bound.model, batch.negatives, site)[basis.site]
+        with torch.no_grad(), edited(bound.model, {site: lambda x: other}):
+            expected = last_logits(forward(bound.model, batch.positives))
+        assert (found - expected).abs().max() < 1e-4
+
+
+def test_error_stays_where_nothing_is_patched(bound):
+    for passes in feature_passes(bound, None, sparse(bound.model, 'L1 resid_pre')):
+        n = len(passes.pairs)
+        assert torch.equal(passes.run(torch.arange(n), torch.zeros(n, passes.widths[0])), passes.logits)
+
+
+def test_gradient_is_the_slope_of_the_exact_effect(bound):
+    d = sparse(bound.model, 'L1 resid_pre')
+    metric = pair_metric('kl_div')
+    found = attribute_features(bound, None, d, 'gradient', metric='kl_div')
+    step = 1e-2
+    for passes in feature_passes(bound, None, d):
+        masks = step * torch.eye(d.width)[passes.active()]
+        measured = (passes.measure_clean(metric)[0] - passes.measure(metric, masks)) / step
+        estimated = found.drop[passes.pairs][:, passes.active().numpy()].T
+        assert np.abs(measured.numpy() - estimated).max() < 0.1 * np.abs(estimated).max()
+
+
+def test_the_discrete_gradient_is_complete_over_a_basis(bound):
+    basis = fit_basis(torch.randn(100, 32, generator=torch.Generator().manual_seed(0)), 'pca')
+    basis.site = parse_site('L1 resid_pre')
+    found = attribute_features(bound, None, basis, 'discrete', metric='logit_diff')
+    assert np.allclose(found.drop.sum(1), found.clean - found.corrupted, atol=1e-3)
+
+
+def test_dropping_equals_a_plain_loop(bound):
+    d = sparse(bound.model, 'L1 resid_pre')
+    passes = list(feature_passes(bound, None, d, batch_size=2))
+    everything = all_active(passes)
+    orders = [np.random.default_rng(seed).permutation(d.width) for seed in range(2)]
+    masks, kl = drop_features(passes, orders, [1e-4, 1e-2])
+    for order, tau, mask, last in zip(orders, [1e-4, 1e-2], masks, kl):
+        kept = everything.clone()
+        now = mean_kl(passes, kept[None])[0]
+        for f in itertools.compress(order, everything[order]):
+            trial = kept.clone()
+            trial[f] = False
+            new = mean_kl(passes, trial[None])[0]
+            if new - now < tau:
+                kept, now = trial, new
+        assert torch.equal(kept, mask) and abs(now - last) < 1e-5
+
+
+@pytest.mark.parametrize('changes, code', [
+    (dict(features=[99]), 'no-such-feature'),
+    (dict(features=[1, 1]), 'no-such-feature'),
+    (dict(features=[]), 'no-such-feature'),
+    (dict(features=[0.5]), 'no-such-feature'),
+    (dict(positions=[99]), 'no-such-position'),
+    (dict(positions='first'), 'unknown-name'),
+    (dict(metric='logits'), 'unknown-name'),
+])  # fmt: skip
+def test_bad_settings_are_refused(bound, changes, code):
+    d = sparse(bound.model, 'L1H2')
+    with pytest.raises(InputError) as e:
+        patch_features(bound, None, d, **dict(features=[0]) | changes)
+    assert e.value.code == code
+
+
+def test_dictionaries_of_another_model_or_site_are_refused(bound):
+    d = sparse(bound.model, 'L1H2')
+    d.site = parse_site('L1 resid_pre')
+    other = sparse(bound.model, 'L1H2')
+    other.model = dict(name='other', weights='0')
+    for wrong, code in ((d, 'other-width'), (other, 'other-model'), ('L1H2', 'not-a-dictionary')):
+        for function in (patch_features, attribute_features, feature_circuit):
+            with pytest.raises(InputError) as e:
+                function(bound, None, wrong)
+            assert e.value.code == code
+
+
+def test_run_does_not_change_the_model(bound):
+    batch = pair_batches(bound, 24, pad=False)[0]
+    before = run(bound.model, batch.positives)
+    patch_features(bound, None, sparse(bound.model, 'L0H1'), [0, 1, 2])
+    assert torch.equal(before, run(bound.model, batch.positives))
