@@ -57,7 +57,7 @@ def _post_gain(model, site):
     norm = getattr(model.blocks[site.layer], name, None) if name else None
     return 1.0 if norm is None else norm_gain(norm.original_component, model.cfg.d_model)
 
-# %% ../../nbs/features/07_reading.ipynb #65eb0415
+# %% ../../nbs/features/07_reading.ipynb #0bb8b379
 @torch.no_grad()
 def written_directions(
     model,  # A TransformerLens bridge
@@ -121,7 +121,7 @@ def feature_values(
     chosen = torch.as_tensor(check_features(features, dictionary.width))
     return torch.cat([dictionary.encode(part)[:, chosen] for part in x.split(chunk)]).cpu().numpy()
 
-# %% ../../nbs/features/07_reading.ipynb #a032258e
+# %% ../../nbs/features/07_reading.ipynb #8ec74776
 class Example(NamedTuple):
     "Hold a part of a document and the activation of a feature at each of its tokens."
 
@@ -135,7 +135,7 @@ def _rows_of(acts, document):
     "Return the rows of a document in `acts`."
     return slice(*np.searchsorted(acts.document, [document, document + 1]))
 
-# %% ../../nbs/features/07_reading.ipynb #1de6c43d
+# %% ../../nbs/features/07_reading.ipynb #f33d5441
 def strongest_examples(
     acts: TokenActs,  # Activations at every token
     values,  # Activation of one feature, float [token of `acts`]
@@ -270,7 +270,7 @@ def upstream_features(
     rows = [(str(up.site), j, v / (change or 1.0)) for up, part in zip(ups, found) for j, v in enumerate(part.tolist())]
     return sorted(rows, key=_size, reverse=True)[:n]
 
-# %% ../../nbs/features/07_reading.ipynb #f3a0112c
+# %% ../../nbs/features/07_reading.ipynb #be06cd26
 def _size(row):
     "Return the size of the number at the end of a row."
     return abs(row[-1])
@@ -309,7 +309,7 @@ def _marked(example):
     tokens[example.peak] = f'[{tokens[example.peak]}]'
     return ''.join(tokens)
 
-# %% ../../nbs/features/07_reading.ipynb #a6c8ccfe
+# %% ../../nbs/features/07_reading.ipynb #b381f18e
 @patch
 def words(
     self: FeatureCard,
@@ -320,7 +320,7 @@ def words(
     most = sorted(dict.fromkeys(peaks), key=lambda t: -peaks.count(t))[:n]
     return ' '.join(repr(t) for t in most)
 
-# %% ../../nbs/features/07_reading.ipynb #1268edb9
+# %% ../../nbs/features/07_reading.ipynb #4d757c4f
 @patch
 def where(self: FeatureCard) -> int | None:
     "Return the position, from the end, at which the feature is strongest on positives; None without a task."
@@ -331,7 +331,7 @@ def _number(x, form):
     "Return a number as text, or a dash."
     return '–' if x is None else format(x, form)
 
-# %% ../../nbs/features/07_reading.ipynb #b681301d
+# %% ../../nbs/features/07_reading.ipynb #241430c2
 @patch
 def __repr__(self: FeatureCard):
     title = f'{self.name}: active on {self.density:.2%} of tokens'
@@ -434,12 +434,12 @@ def table(
         rows.append(f'{numbers}{_number(c.where(), "d"):>5}  {c.words():<32}{writes}')
     return '\n'.join(rows)
 
-# %% ../../nbs/features/07_reading.ipynb #47a4348e
+# %% ../../nbs/features/07_reading.ipynb #a4926dc0
 @patch
 def __repr__(self: FeatureCards):
     return f'{self.title}\n{self.table()}'
 
-# %% ../../nbs/features/07_reading.ipynb #e8142482
+# %% ../../nbs/features/07_reading.ipynb #29a7bf76
 @patch
 def _repr_html_(self: FeatureCards):
     cards = ''.join(c._repr_html_() for c in self.cards[:12])
@@ -460,7 +460,7 @@ def to_pandas(self: FeatureCards):  # pandas DataFrame
         rows.append(row | dict(writes=' '.join(repr(t) for t, _ in c.promoted[:5])))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/features/07_reading.ipynb #b629c45d
+# %% ../../nbs/features/07_reading.ipynb #d67cfa30
 @patch
 def plot_positions(
     self: FeatureCards,
@@ -506,7 +506,7 @@ def _bound(model, task):
     "Return the bound task, which may be given as it is."
     return task if isinstance(task, BoundTask) else bind_task(model, task)
 
-# %% ../../nbs/features/07_reading.ipynb #a8765934
+# %% ../../nbs/features/07_reading.ipynb #41538322
 def _acts_of(model, dictionary, source):
     "Return activations at the site of the dictionary; `source` may be such activations, a text, a task or None."
     if source is None or isinstance(source, TokenActs):
@@ -517,7 +517,7 @@ def _acts_of(model, dictionary, source):
         return source
     return token_acts(model, source, dictionary.site)
 
-# %% ../../nbs/features/07_reading.ipynb #37173d8f
+# %% ../../nbs/features/07_reading.ipynb #76851b83
 def _default_features(effects, acts, dictionary, n):
     "Return the features of largest effect, or the most active ones."
     if effects is not None:
@@ -605,13 +605,13 @@ def _step_masks(features, width):
     masks[-1] = True
     return masks
 
-# %% ../../nbs/features/07_reading.ipynb #70b73f9d
+# %% ../../nbs/features/07_reading.ipynb #d0338763
 def _top_tokens(encoder, logits, n_top):
     "Return the most likely tokens of one row with their probabilities."
     best = logits.float().softmax(-1).topk(n_top)
     return [(t, round(float(p), 4)) for t, p in zip(encoder.strings(best.indices.tolist()), best.values)]
 
-# %% ../../nbs/features/07_reading.ipynb #d61af714
+# %% ../../nbs/features/07_reading.ipynb #98cf2022
 def _metric_of(bound, logits, pairs, negative_logits):
     "Return metric and probability of the answer for some rows; without answers, KL from the negative and None."
     if not bound.has_answers:
@@ -668,7 +668,7 @@ def _switched(bound, encoder, features, metric, prob, shown):
         'logit_diff' if bound.has_answers else 'kl_div',
     )
 
-# %% ../../nbs/features/07_reading.ipynb #82609497
+# %% ../../nbs/features/07_reading.ipynb #eefd5d53
 @torch.no_grad()
 def next_tokens(
     model,  # A TransformerLens bridge, or a `BoundTask`
@@ -744,7 +744,7 @@ def save(
     info = dict(head=self.head, title=self.cards.title, cards=cards, off=asdict(self.off), made_from=self.made_from)
     save_json(folder / 'cards.json', info)
 
-# %% ../../nbs/features/07_reading.ipynb #2fd8e97f
+# %% ../../nbs/features/07_reading.ipynb #8f5e453c
 @patch(cls_method=True)
 def load(
     cls: HeadFeatures,
@@ -813,7 +813,7 @@ def _settings(found, head, text, width, k, steps, seed, n):
     names = dict(model=made_from['model'], pairs=made_from['pairs'], version=versions()['circuit_sae'])
     return dict(task=found.task.name) | names | settings
 
-# %% ../../nbs/features/07_reading.ipynb #e4e5f838
+# %% ../../nbs/features/07_reading.ipynb #44bcc00b
 def _model_of(found, model):
     "Return the model, loaded by its name if it was not given; raise `InputError` if it is another one."
     own = found.acts.made_from['model']
@@ -838,11 +838,11 @@ def _compute_features(bound, site, text, settings):
     s = settings
     dictionary = train_dictionary(acts, 'topk', s['width'], s['k'], steps=s['steps'], seed=s['seed'], batch=512)
     effects = patch_features(bound, None, dictionary)
-    task = bound.task
-    on_text = token_acts(model, documents, site)
+    n = sum(max(len(row) - acts.skip, 0) for row in documents.ids)
+    on_text = TokenActs(site, acts.x[:n], documents, acts.model, acts.skip)
     cards = read_features(model, dictionary, text=on_text, task=bound, effects=effects, n=s['n'])
     off = switch_off(bound, None, dictionary, [c.feature for c in cards])
-    cards.title = f"{len(cards)} strongest features of {s['head']} on '{task.name}'"
+    cards.title = f"{len(cards)} strongest features of {s['head']} on '{bound.name}'"
     return HeadFeatures(s['head'], dictionary, effects, cards, off, settings)
 
 # %% ../../nbs/features/07_reading.ipynb #f7d6f7bc
