@@ -44,7 +44,7 @@ from circuit_sae.features.token_acts import (
 )
 from .training import train_dictionary
 from ..models.behaviour import judge
-from ..models.forward import forward, last_logits
+from ..models.forward import forward, last_logits, max_positions
 from ..models.load import load_model, model_identity, model_lock
 from ..models.writes import layer_heads, norm_gain, write_matrix
 from ..score.attribution import no_weight_gradients
@@ -57,7 +57,7 @@ def _post_gain(model, site):
     norm = getattr(model.blocks[site.layer], name, None) if name else None
     return 1.0 if norm is None else norm_gain(norm.original_component, model.cfg.d_model)
 
-# %% ../../nbs/features/07_reading.ipynb #0bb8b379
+# %% ../../nbs/features/07_reading.ipynb #27886f1c
 @torch.no_grad()
 def written_directions(
     model,  # A TransformerLens bridge
@@ -121,7 +121,7 @@ def feature_values(
     chosen = torch.as_tensor(check_features(features, dictionary.width))
     return torch.cat([dictionary.encode(part)[:, chosen] for part in x.split(chunk)]).cpu().numpy()
 
-# %% ../../nbs/features/07_reading.ipynb #8ec74776
+# %% ../../nbs/features/07_reading.ipynb #068a9e42
 class Example(NamedTuple):
     "Hold a part of a document and the activation of a feature at each of its tokens."
 
@@ -135,7 +135,7 @@ def _rows_of(acts, document):
     "Return the rows of a document in `acts`."
     return slice(*np.searchsorted(acts.document, [document, document + 1]))
 
-# %% ../../nbs/features/07_reading.ipynb #f33d5441
+# %% ../../nbs/features/07_reading.ipynb #16d90131
 def strongest_examples(
     acts: TokenActs,  # Activations at every token
     values,  # Activation of one feature, float [token of `acts`]
@@ -270,7 +270,7 @@ def upstream_features(
     rows = [(str(up.site), j, v / (change or 1.0)) for up, part in zip(ups, found) for j, v in enumerate(part.tolist())]
     return sorted(rows, key=_size, reverse=True)[:n]
 
-# %% ../../nbs/features/07_reading.ipynb #be06cd26
+# %% ../../nbs/features/07_reading.ipynb #16321913
 def _size(row):
     "Return the size of the number at the end of a row."
     return abs(row[-1])
@@ -309,7 +309,7 @@ def _marked(example):
     tokens[example.peak] = f'[{tokens[example.peak]}]'
     return ''.join(tokens)
 
-# %% ../../nbs/features/07_reading.ipynb #b381f18e
+# %% ../../nbs/features/07_reading.ipynb #43fe431e
 @patch
 def words(
     self: FeatureCard,
@@ -320,7 +320,7 @@ def words(
     most = sorted(dict.fromkeys(peaks), key=lambda t: -peaks.count(t))[:n]
     return ' '.join(repr(t) for t in most)
 
-# %% ../../nbs/features/07_reading.ipynb #4d757c4f
+# %% ../../nbs/features/07_reading.ipynb #5ba41e52
 @patch
 def where(self: FeatureCard) -> int | None:
     "Return the position, from the end, at which the feature is strongest on positives; None without a task."
@@ -331,7 +331,7 @@ def _number(x, form):
     "Return a number as text, or a dash."
     return '–' if x is None else format(x, form)
 
-# %% ../../nbs/features/07_reading.ipynb #241430c2
+# %% ../../nbs/features/07_reading.ipynb #e823e113
 @patch
 def __repr__(self: FeatureCard):
     title = f'{self.name}: active on {self.density:.2%} of tokens'
@@ -434,12 +434,12 @@ def table(
         rows.append(f'{numbers}{_number(c.where(), "d"):>5}  {c.words():<32}{writes}')
     return '\n'.join(rows)
 
-# %% ../../nbs/features/07_reading.ipynb #a4926dc0
+# %% ../../nbs/features/07_reading.ipynb #096d43c6
 @patch
 def __repr__(self: FeatureCards):
     return f'{self.title}\n{self.table()}'
 
-# %% ../../nbs/features/07_reading.ipynb #29a7bf76
+# %% ../../nbs/features/07_reading.ipynb #66a3a492
 @patch
 def _repr_html_(self: FeatureCards):
     cards = ''.join(c._repr_html_() for c in self.cards[:12])
@@ -460,7 +460,7 @@ def to_pandas(self: FeatureCards):  # pandas DataFrame
         rows.append(row | dict(writes=' '.join(repr(t) for t, _ in c.promoted[:5])))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/features/07_reading.ipynb #d67cfa30
+# %% ../../nbs/features/07_reading.ipynb #d14a1ee8
 @patch
 def plot_positions(
     self: FeatureCards,
@@ -506,7 +506,7 @@ def _bound(model, task):
     "Return the bound task, which may be given as it is."
     return task if isinstance(task, BoundTask) else bind_task(model, task)
 
-# %% ../../nbs/features/07_reading.ipynb #41538322
+# %% ../../nbs/features/07_reading.ipynb #dc7644b8
 def _acts_of(model, dictionary, source):
     "Return activations at the site of the dictionary; `source` may be such activations, a text, a task or None."
     if source is None or isinstance(source, TokenActs):
@@ -517,7 +517,7 @@ def _acts_of(model, dictionary, source):
         return source
     return token_acts(model, source, dictionary.site)
 
-# %% ../../nbs/features/07_reading.ipynb #76851b83
+# %% ../../nbs/features/07_reading.ipynb #f93ba19a
 def _default_features(effects, acts, dictionary, n):
     "Return the features of largest effect, or the most active ones."
     if effects is not None:
@@ -605,13 +605,13 @@ def _step_masks(features, width):
     masks[-1] = True
     return masks
 
-# %% ../../nbs/features/07_reading.ipynb #d0338763
+# %% ../../nbs/features/07_reading.ipynb #a0227c3b
 def _top_tokens(encoder, logits, n_top):
     "Return the most likely tokens of one row with their probabilities."
     best = logits.float().softmax(-1).topk(n_top)
     return [(t, round(float(p), 4)) for t, p in zip(encoder.strings(best.indices.tolist()), best.values)]
 
-# %% ../../nbs/features/07_reading.ipynb #98cf2022
+# %% ../../nbs/features/07_reading.ipynb #0e65273b
 def _metric_of(bound, logits, pairs, negative_logits):
     "Return metric and probability of the answer for some rows; without answers, KL from the negative and None."
     if not bound.has_answers:
@@ -668,7 +668,7 @@ def _switched(bound, encoder, features, metric, prob, shown):
         'logit_diff' if bound.has_answers else 'kl_div',
     )
 
-# %% ../../nbs/features/07_reading.ipynb #eefd5d53
+# %% ../../nbs/features/07_reading.ipynb #922a8dba
 @torch.no_grad()
 def next_tokens(
     model,  # A TransformerLens bridge, or a `BoundTask`
@@ -744,7 +744,7 @@ def save(
     info = dict(head=self.head, title=self.cards.title, cards=cards, off=asdict(self.off), made_from=self.made_from)
     save_json(folder / 'cards.json', info)
 
-# %% ../../nbs/features/07_reading.ipynb #8f5e453c
+# %% ../../nbs/features/07_reading.ipynb #8f17c0a9
 @patch(cls_method=True)
 def load(
     cls: HeadFeatures,
@@ -786,17 +786,23 @@ def plot(
     return axes
 
 # %% ../../nbs/features/07_reading.ipynb #f201a989
+def _context(model, n):
+    "Return `n`, or the number of positions of the model if it has fewer."
+    return min(n, max_positions(model) or n)
+
+# %% ../../nbs/features/07_reading.ipynb #02b9c6d9
 def default_text(
     model,  # A TransformerLens bridge
     n_tokens: int = 8192,  # How many tokens about
-    context: int = 64,  # Tokens of a document
+    context: int = None,  # Tokens of a document; default: 64, or as many as the model has positions
 ) -> Documents:
     "Return prose of this machine, cut into documents: the text that a head's dictionary is trained on by default."
+    context = context or _context(model, 64)
     chars = 6 * n_tokens
     found = text_documents(model, installed_prose(max_chars=chars), context, True, 'prose of installed packages')
     return found.take(min(len(found), max(2, n_tokens // context)))
 
-
+# %% ../../nbs/features/07_reading.ipynb #a0a32349
 def _join(a, b):
     "Return documents of two kinds as one."
     groups = np.concatenate([a.groups, b.groups + a.groups.max() + 1])
@@ -813,7 +819,7 @@ def _settings(found, head, text, width, k, steps, seed, n):
     names = dict(model=made_from['model'], pairs=made_from['pairs'], version=versions()['circuit_sae'])
     return dict(task=found.task.name) | names | settings
 
-# %% ../../nbs/features/07_reading.ipynb #44bcc00b
+# %% ../../nbs/features/07_reading.ipynb #9aa90051
 def _model_of(found, model):
     "Return the model, loaded by its name if it was not given; raise `InputError` if it is another one."
     own = found.acts.made_from['model']
@@ -833,7 +839,7 @@ def _compute_features(bound, site, text, settings):
     prompts = task_documents(bound)
     documents = default_text(model) if text is None else text
     if not isinstance(documents, Documents):
-        documents = text_documents(model, documents, 32, True)
+        documents = text_documents(model, documents, _context(model, 32), True)
     acts = token_acts(model, _join(documents, prompts), site)
     s = settings
     dictionary = train_dictionary(acts, 'topk', s['width'], s['k'], steps=s['steps'], seed=s['seed'], batch=512)

@@ -139,7 +139,7 @@ def _token_texts(encoder, text, ids):
     special = encoder.strings(ids[: len(ids) - len(ends)])
     return special + [text[start:end] for start, end in zip([0, *ends], ends)]
 
-# %% ../../nbs/show/02_inspector.ipynb #0d489146
+# %% ../../nbs/show/02_inspector.ipynb #769319b3
 def _all_features(found, model, features):
     "Return `HeadFeatures` of heads; raise `InputError` for features of other prompts or another model."
     pairs = found.acts.made_from['pairs']
@@ -516,7 +516,7 @@ def plot_pairs(
     ax.set_yticks(range(len(y_codes)), y_codes, fontsize=8)
     return ax
 
-# %% ../../nbs/show/02_inspector.ipynb #0c007752
+# %% ../../nbs/show/02_inspector.ipynb #3bcc7a57
 @patch
 def numbers_of(
     self: Inspector,
@@ -533,7 +533,7 @@ def numbers_of(
         found |= dict(effect=float(c.effect[i]), half=float(c.half[i]))
     return found
 
-# %% ../../nbs/show/02_inspector.ipynb #52a1ee83
+# %% ../../nbs/show/02_inspector.ipynb #a8c29207
 @patch
 def position_flow(
     self: Inspector,
@@ -563,7 +563,7 @@ def plot_flow(
     ax.set(xlabel='position from the end', ylabel='attribution', title=str(parse_head(head)))
     return ax
 
-# %% ../../nbs/show/02_inspector.ipynb #a3dc92d8
+# %% ../../nbs/show/02_inspector.ipynb #e19b86a4
 @patch(as_prop=True)
 def edges(self: Inspector) -> EdgeScores:
     "Return the scores of all pairs of heads."
@@ -590,7 +590,7 @@ def edges_of(
         rows += [(direction, str(names[j]), float(signed[j])) for j in order if values[j] > 0]
     return pd.DataFrame(rows, columns=['direction', 'head', 'score'])
 
-# %% ../../nbs/show/02_inspector.ipynb #4cc8bad0
+# %% ../../nbs/show/02_inspector.ipynb #cf497e57
 @patch
 def features_of(
     self: Inspector,

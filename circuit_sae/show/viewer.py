@@ -68,12 +68,12 @@ def _arrays(insp, heads, prompts):
     )
     return {name: _smallest_type(x) for name, x in arrays.items()}, vocabulary
 
-# %% ../../nbs/show/03_viewer.ipynb #85a33213
+# %% ../../nbs/show/03_viewer.ipynb #d116eb1e
 def _rounded(x, digits=5):
     "Return numbers with so many decimals, as plain values."
     return np.round(np.asarray(x, dtype=float), digits).tolist()
 
-# %% ../../nbs/show/03_viewer.ipynb #156f7da9
+# %% ../../nbs/show/03_viewer.ipynb #4e6ff569
 def _flow_data(insp, heads):
     "Return the attribution of heads by position and by pair; None if heads were not scored by flow."
     if insp.flow is None:
@@ -82,7 +82,7 @@ def _flow_data(insp, heads):
     pairs = _rounded(mine.sum(1).T)
     return dict(n_pairs=len(mine), positions=_rounded(mine.mean(0).T), pairs=pairs)
 
-# %% ../../nbs/show/03_viewer.ipynb #d4812e0e
+# %% ../../nbs/show/03_viewer.ipynb #02f756ac
 def _edge_data(insp, heads):
     "Return the strongest edges of heads by direction."
     names = {str(h): i for i, h in enumerate(all_heads(insp.n_layers, insp.n_heads))}
@@ -96,7 +96,7 @@ def _edge_data(insp, heads):
         found.append(parts)
     return found
 
-# %% ../../nbs/show/03_viewer.ipynb #91b9c130
+# %% ../../nbs/show/03_viewer.ipynb #96405255
 def _effect_data(insp):
     "Return effect, half interval and number of pairs of each head (None: not patched), and the attribution."
     c = insp.confirmation
@@ -107,7 +107,7 @@ def _effect_data(insp):
         rows[i] = [*_rounded([c.effect[i], c.half[i]]), int(c.n_of_head[i])]
     return dict(effects=rows, screen=_rounded(c.screen.signed), screen_name=c.screen.name)
 
-# %% ../../nbs/show/03_viewer.ipynb #d1e3fa2d
+# %% ../../nbs/show/03_viewer.ipynb #bd9a3fb9
 def _card_data(card):
     "Return one card of a feature as plain values."
     half = None if card.se is None else 1.96 * card.se
@@ -115,7 +115,7 @@ def _card_data(card):
     found |= dict(words=card.words(), promoted=card.promoted[:8], suppressed=card.suppressed[:8], heads=card.heads)
     return found | dict(prompts=card.prompts, examples=card.examples, upstream=card.upstream)
 
-# %% ../../nbs/show/03_viewer.ipynb #6013bbce
+# %% ../../nbs/show/03_viewer.ipynb #f7375a4e
 def _feature_data(insp):
     "Return the features of every head that has some, as plain values."
     found = []
@@ -390,7 +390,7 @@ def _connect(self: Controls):
     self.off.observe(lambda change: self._show_off(), 'value')
     self.chosen_off.observe(lambda change: self._show_chosen_off(), 'value')
 
-# %% ../../nbs/show/03_viewer.ipynb #76f6775a
+# %% ../../nbs/show/03_viewer.ipynb #0cf7b1a6
 @patch
 def _arrange(self: Controls, w):
     "Return the three views as tabs."
@@ -448,7 +448,7 @@ def _show_pairs(self: Controls):
     title = f'<b>{len(table)} pairs of codes, {table.unique.sum()} unique to positives</b>'
     self.pairs.value = f'{title}<div style="max-height:480px;overflow:auto">{_table_html(table)}</div>'
 
-# %% ../../nbs/show/03_viewer.ipynb #13fe20e4
+# %% ../../nbs/show/03_viewer.ipynb #8b102ad6
 def _numbers_text(insp, head):
     "Return score, effect and attribution of a head as text."
     n = insp.numbers_of(head)
@@ -459,7 +459,7 @@ def _numbers_text(insp, head):
         text += f'; {insp.confirmation.screen.name} {n["attribution"]:+.1%}'
     return text
 
-# %% ../../nbs/show/03_viewer.ipynb #bd213af7
+# %% ../../nbs/show/03_viewer.ipynb #bedcc3d8
 @patch
 def _show_flow(self: Controls):
     "Show attribution and edges of the chosen head."
@@ -473,7 +473,7 @@ def _show_flow(self: Controls):
     cells = ''.join(f'<div style="margin-right:2em">{part}</div>' for part in parts[1:])
     self.flow.value = f'{parts[0]}<div style="display:flex;flex-wrap:wrap">{cells}</div>'
 
-# %% ../../nbs/show/03_viewer.ipynb #a6ddd648
+# %% ../../nbs/show/03_viewer.ipynb #f9d107ce
 @patch
 def _add_feature_controls(self: Controls, w):
     "Make the controls of the features."
@@ -493,7 +493,7 @@ def _arrange_features(self: Controls, w):
     any_set = w.VBox([title, self.chosen_off, self.chosen_prediction])
     return w.VBox([w.HBox([self.feature_head, self.feature]), self.card, w.HBox([strongest, any_set])])
 
-# %% ../../nbs/show/03_viewer.ipynb #342322ba
+# %% ../../nbs/show/03_viewer.ipynb #89ab2001
 @patch
 def _show_features(self: Controls):
     "Show the features of the chosen head."
@@ -508,14 +508,14 @@ def _show_features(self: Controls):
     self._show_off()
     self._show_chosen_off()
 
-# %% ../../nbs/show/03_viewer.ipynb #4c09af9e
+# %% ../../nbs/show/03_viewer.ipynb #62e2fa45
 @patch
 def _show_card(self: Controls):
     "Show the card of the chosen feature."
     if self.feature.value is not None:
         self.card.value = self.insp.features_of(self.feature_head.value)[self.feature.value]._repr_html_()
 
-# %% ../../nbs/show/03_viewer.ipynb #0d08b6c4
+# %% ../../nbs/show/03_viewer.ipynb #a9b87216
 def _prediction_html(rows):
     "Return prompts with their most likely next tokens as HTML."
     lines = []
@@ -524,7 +524,7 @@ def _prediction_html(rows):
         lines.append(f'<div style="white-space:pre-wrap">{html.escape(prompt)} → {next_ones}</div>')
     return ''.join(lines)
 
-# %% ../../nbs/show/03_viewer.ipynb #e7a73e2e
+# %% ../../nbs/show/03_viewer.ipynb #fc349c3e
 @patch
 def _show_off(self: Controls):
     "Show the prediction with the strongest features switched off, as it was computed with the features."
@@ -534,7 +534,7 @@ def _show_off(self: Controls):
     title = f'<b>{step} off: {off.metric_name} {off.metric[step]:.2f}{prob}</b>'
     self.prediction.value = title + _prediction_html(list(zip(off.prompts, off.top[step])))
 
-# %% ../../nbs/show/03_viewer.ipynb #4e02c257
+# %% ../../nbs/show/03_viewer.ipynb #6fdfadfb
 @patch
 def _show_chosen_off(self: Controls):
     "Run the model with the chosen features switched off."
