@@ -132,7 +132,24 @@ function inspector(D) {
     return cut
   }
 
-  return {name, allThresholds, kept, placeOf, code, tokensOf, codesOf, rowsOf, promptsOf, switchWith, at, pairsOf}
+  // The attribution of a head by the code of the positive; the first pairs only have an attribution.
+  function flowOf(k) {
+    const pairs = D.flow.pairs[k]
+    const found = new Map()
+    pairs.forEach((a, row) => {
+      const c = code(k, row)
+      if (!found.has(c)) found.set(c, {code: c, pairs: 0, sum: 0, size: 0})
+      const r = found.get(c)
+      r.pairs++
+      r.sum += a
+      r.size += Math.abs(a)
+    })
+    const whole = Math.max(pairs.reduce((sum, a) => sum + Math.abs(a), 0), 1e-12)
+    const rows = [...found.values()].map(r => ({...r, attribution: r.sum / r.pairs, share: r.size / whole}))
+    return rows.sort((a, b) => b.share - a.share || a.code - b.code)
+  }
+
+  return {flowOf, name, allThresholds, kept, placeOf, code, tokensOf, codesOf, rowsOf, promptsOf, switchWith, at, pairsOf}
 }
 
 // Drawing. Text goes into the page as text, never as markup.
@@ -156,6 +173,7 @@ const percent = x => `${Math.round(100 * x)} %`
 const codeName = c => c < 0 ? 'no latent' : c
 const plural = (n, thing) => `${n} ${thing}${n === 1 ? '' : 's'}`
 const decimals = x => x === undefined || x === null ? '–' : x.toFixed(3)
+const signed = x => `${x < 0 ? '−' : '+'}${(100 * Math.abs(x)).toFixed(1)} %`
 const number = x => Number.isInteger(x) ? String(x) : x.toPrecision(4)
 const tokenName = t => t.trim() || (t ? 'space' : 'empty token')
 const showBreaks = t => t.replaceAll('\n', '⏎\n')
@@ -251,6 +269,9 @@ function view(D) {
     const codes = I.codesOf(k)
     const h = I.kept[k]
     $('codes-title').textContent = `${I.name(h)}: ${D.score_name} ${number(D.scores[h])}`
+    $('codes-note').textContent = numbersOf(h)
+    $('flow-head').value = k
+    showFlow()
     fillTable('code-table', codes.map(r => {
       const button = el('button', {'aria-pressed': false}, codeName(r.code))
       const attributes = {'data-code': r.code, onclick: () => chooseCode(r.code)}
@@ -263,6 +284,172 @@ function view(D) {
     if (!I.placeOf.has(h)) return
     chooseTab(tabs[0])
     chooseHead(I.placeOf.get(h))
+  }
+
+  // Effect and attribution of a head, as a sentence
+  function numbersOf(h) {
+    const parts = []
+    const e = D.effects && D.effects[h]
+    if (e) parts.push(`effect ${signed(e[0])} ± ${(100 * e[1]).toFixed(1)} % (${plural(e[2], 'pair')})`)
+    if (D.effects && !e) parts.push('not patched; the score is an estimate')
+    if (D.screen) parts.push(`${D.screen_name} ${signed(D.screen[h])}`)
+    return parts.join(' · ')
+  }
+
+  // Attribution by position and by code, and edges
+  function barChart(values, labels) {
+    const width = 470
+    const rowHeight = 17
+    const left = 120
+    const height = values.length * rowHeight + 6
+    const top = Math.max(...values.map(Math.abs), 1e-9)
+    const low = Math.min(0, ...values)
+    const high = Math.max(0, ...values)
+    const x = v => left + (width - left - 62) * (v - low) / Math.max(high - low, 1e-9)
+    const svg = el('svg', {viewBox: `0 0 ${width} ${height}`, width, height, role: 'img', 'aria-label': 'Attribution by position'})
+    values.forEach((v, i) => {
+      const y = 4 + i * rowHeight
+      const bar = {x: Math.min(x(0), x(v)), y, width: Math.abs(x(v) - x(0)), height: rowHeight - 4, 'data-value': v}
+      svg.append(
+        el('text', {x: left - 8, y: y + 10, 'text-anchor': 'end'}, labels[i]),
+        el('rect', {...bar, class: 'bar', fill: Math.abs(v) === top ? '#d55e00' : '#888'}),
+        el('text', {x: x(Math.max(v, 0)) + 4, y: y + 10}, signed(v)))
+    })
+    svg.append(el('line', {x1: x(0), y1: 0, x2: x(0), y2: height, stroke: '#222'}))
+    return svg
+  }
+
+  function showEdges(k) {
+    const go = h => el('button', {onclick: () => I.placeOf.has(h) && chooseHead(I.placeOf.get(h)), disabled: I.placeOf.has(h) ? null : ''}, I.name(h))
+    const rows = [['from', D.edges[k].from], ['to', D.edges[k].to]].flatMap(([direction, edges]) =>
+      edges.map(([h, v]) => tableRow({'data-direction': direction}, direction, go(h), number(v))))
+    fillTable('flow-edges', rows)
+    $('edge-score').textContent = D.edge_name
+  }
+
+  function showFlow() {
+    const h = I.kept[head]
+    $('flow-title').textContent = `${I.name(h)}: ${D.score_name} ${number(D.scores[h])}`
+    $('flow-note').textContent = numbersOf(h)
+    showEdges(head)
+    for (const id of ['by-position', 'by-code']) $(id).hidden = !D.flow
+    if (!D.flow) return
+    const values = D.flow.positions[head]
+    const row = D.lengths.findIndex((n, i) => i < D.labels.length / 2 && n === values.length)
+    const tokens = row < 0 ? [] : I.tokensOf(row)
+    const labels = values.map((_, i) => `${row < 0 ? '' : tokenName(showBreaks(tokens[i])).slice(0, 14)} ${i - values.length}`)
+    $('flow-positions').replaceChildren(barChart(values, labels))
+    $('flow-positions-note').textContent = `Mean over ${plural(D.flow.n_pairs, 'pair')}; positions count from the end. `
+      + (row < 0 ? '' : 'The tokens are those of one prompt.')
+    fillTable('flow-codes', I.flowOf(head).map(r =>
+      tableRow({}, codeName(r.code), r.pairs, signed(r.attribution), percent(r.share))))
+  }
+
+  // Features
+  let featureHead = 0
+  let card = null
+
+  function valuedToken(token, value, most) {
+    if (!value) return el('span', {}, showBreaks(token))
+    const attributes = {
+      class: value === most ? 'token most' : 'token', style: `--share:${Math.max(0, value / most).toFixed(3)}`,
+      'data-value': value, title: `${tokenName(token)}: ${value.toPrecision(3)}`,
+    }
+    return el('span', attributes, showBreaks(token))
+  }
+
+  function exampleLine(example) {
+    const [tokens, values, , source] = example
+    const most = Math.max(...values)
+    const text = el('span', {class: 'text'}, ...tokens.map((t, i) => valuedToken(t, values[i], most)))
+    return el('li', {}, el('span', {class: source === 'positive' ? 'label positive' : 'label'}, source), text)
+  }
+
+  const logits = rows => rows.map(([t, v]) =>
+    el('span', {class: 'logit'}, el('code', {}, showBreaks(t)), ` ${v > 0 ? '+' : '−'}${Math.abs(v).toFixed(2)}`))
+
+  function showCard(F, c) {
+    card = c.feature
+    markRow('feature-table', tr => Number(tr.dataset.feature) === card)
+    $('feature-title').textContent = `Feature ${c.feature} of ${I.name(F.head)}`
+    const facts = [`active on ${(100 * c.density).toFixed(2)} % of the tokens of the text`]
+    if (c.effect !== null) facts.unshift(`effect ${signed(c.effect)} ± ${(100 * c.half).toFixed(1)} %`)
+    if (c.where !== null) facts.push(`strongest at position ${c.where}`)
+    const heads = Object.entries(c.heads)
+    if (heads.length > 1) facts.push(heads.slice(0, 4).map(([h, v]) => `${h} ${percent(v)}`).join(', '))
+    for (const [site, j, v] of c.upstream || []) facts.push(`fed by ${site} #${j} (${signed(v)})`)
+    $('feature-facts').textContent = facts.join(' · ')
+    $('feature-writes').replaceChildren(
+      el('dt', {}, 'writes'), el('dd', {}, ...logits(c.promoted)),
+      el('dt', {}, 'writes against'), el('dd', {}, ...logits(c.suppressed)))
+    $('feature-prompts').replaceChildren(...c.prompts.map(exampleLine))
+    $('feature-texts').replaceChildren(...c.examples.map(exampleLine))
+    $('feature-texts-title').hidden = $('feature-texts').hidden = !c.examples.length
+  }
+
+  function offCurve(F, step) {
+    const values = F.off.metric.slice(0, -1)
+    const all = F.off.metric.at(-1)
+    const low = Math.min(0, all, ...values)
+    const high = Math.max(all, ...values)
+    const x = i => 44 + 230 * i / Math.max(values.length - 1, 1)
+    const y = v => 10 + 150 * (high - v) / Math.max(high - low, 1e-9)
+    const svg = el('svg', {viewBox: '0 0 360 200', width: 360, height: 200, role: 'img', 'aria-label': $('off-value').textContent})
+    svg.append(
+      el('line', {x1: 44, y1: y(0), x2: 274, y2: y(0), stroke: '#999'}),
+      el('line', {x1: 44, y1: y(all), x2: 274, y2: y(all), stroke: '#d55e00', 'stroke-dasharray': '4 3'}),
+      el('text', {x: 278, y: y(all) + 4}, `all ${F.width} off`),
+      el('polyline', {points: values.map((v, i) => `${x(i)},${y(v)}`).join(' '), fill: 'none', stroke: '#222', 'stroke-width': 1.5}),
+      ...values.map((v, i) => el('circle', {cx: x(i), cy: y(v), r: 2.5, fill: '#222'})))
+    const at = step < values.length ? [x(step), y(values[step])] : [x(values.length - 1), y(all)]
+    svg.append(el('circle', {id: 'off-point', cx: at[0], cy: at[1], r: 6, fill: '#d55e00', stroke: '#fff'}))
+    for (const v of [...new Set([0, high])]) svg.append(el('text', {x: 38, y: y(v) + 4, 'text-anchor': 'end'}, v.toFixed(1)))
+    for (const i of [0, values.length - 1]) svg.append(el('text', {x: x(i), y: 178, 'text-anchor': 'middle'}, i))
+    svg.append(el('text', {x: 159, y: 194, 'text-anchor': 'middle'}, 'features switched off'))
+    return svg
+  }
+
+  function showOff() {
+    const F = D.features[featureHead]
+    const step = Number($('off').value)
+    const last = F.off.metric.length - 1
+    const prob = F.off.answer_prob.length ? `, probability of the answer ${percent(F.off.answer_prob[step])}` : ''
+    const metric = F.off.metric_name === 'logit_diff' ? 'log odds of the answer' : 'KL divergence from the negative'
+    const what = step === last ? `all ${F.width}` : step
+    $('off-value').textContent = `${what}: ${metric} ${F.off.metric[step].toFixed(2)}${prob}`
+    $('off').setAttribute('aria-valuetext', $('off-value').textContent)
+    $('off-caption').textContent = `Mean ${metric}`
+    $('off-curve').replaceChildren(offCurve(F, step))
+    fillTable('off-table', F.off.top[step].map((tokens, i) => {
+      const next = tokens.map(([t, p]) => {
+        const answer = F.off.answers[i].includes(t)
+        return el('span', {class: answer ? 'next answer' : 'next'}, `${showBreaks(t).trim() || tokenName(t)} ${percent(p)}`)
+      })
+      return el('tr', {}, el('td', {}, F.off.prompts[i]), el('td', {}, ...next))
+    }))
+  }
+
+  function chooseFeatures(i) {
+    featureHead = i
+    const F = D.features[i]
+    const n = F.cards.length
+    const e = D.effects && D.effects[F.head]
+    const part = F.fraction.at(-1)
+    $('feature-head').value = i
+    $('features-title').textContent = `${I.name(F.head)}: ${n} features of ${F.width}`
+    $('features-note').textContent = `Switched off together, the ${n} features have ${percent(part)} of the effect of all ${F.width}.`
+      + (e ? ` Effect of the whole head: ${signed(e[0])}.` : '')
+    fillTable('feature-table', F.cards.map(c => {
+      const button = el('button', {'aria-pressed': false}, c.feature)
+      const cells = [button, c.effect === null ? '–' : signed(c.effect), c.where ?? '–'].map(x => el('td', {}, x))
+      const attributes = {'data-feature': c.feature, onclick: () => showCard(F, c)}
+      return el('tr', attributes, ...cells, el('td', {class: 'left'}, c.words))
+    }))
+    showCard(F, F.cards[0])
+    $('off').max = F.off.metric.length - 1
+    $('off').value = 0
+    $('off-note').textContent = 'A feature that is switched off has its value on the negative prompt. The last step has all features off.'
+    showOff()
   }
 
   // The threshold: the selected heads, the map of heads, the ROC curve
@@ -397,7 +584,8 @@ function view(D) {
   }
 
   // Tabs
-  const tabs = [...document.querySelectorAll('[role=tab]')]
+  $('tab-features').hidden = !D.features.length
+  const tabs = [...document.querySelectorAll('[role=tab]')].filter(tab => !tab.hidden)
   function chooseTab(tab) {
     for (const t of tabs) {
       t.setAttribute('aria-selected', t === tab)
@@ -424,10 +612,14 @@ function view(D) {
     const marks = (D.circuit.includes(h) ? ' ●' : space + space) + (isTrue(h) ? ' ○' : '')
     return el('option', {value: k}, I.name(h).padEnd(7, space) + score + marks)
   }
-  for (const id of ['head', 'first', 'second']) $(id).append(...I.kept.map(headOption))
+  for (const id of ['head', 'flow-head', 'first', 'second']) $(id).append(...I.kept.map(headOption))
   const truthMark = D.truth ? ` ○\u00a0in the ground truth (${D.truth_name})` : ''
   $('marks').textContent = `●\u00a0in the circuit${truthMark}`
-  $('head').addEventListener('change', () => chooseHead(Number($('head').value)))
+  for (const id of ['head', 'flow-head']) $(id).addEventListener('change', () => chooseHead(Number($(id).value)))
+  $('feature-head').append(...D.features.map((F, i) => el('option', {value: i}, I.name(F.head))))
+  $('feature-head').addEventListener('change', () => chooseFeatures(Number($('feature-head').value)))
+  $('off').addEventListener('input', showOff)
+  $('head-note').textContent = D.features.length ? `Features: ${D.features.map(F => I.name(F.head)).join(', ')}` : ''
   $('more').addEventListener('click', () => showPrompts(Infinity))
   $('threshold').max = I.allThresholds.length - 1
   $('threshold').value = Math.max(0, I.allThresholds.findIndex(t => t >= D.circuit_threshold))
@@ -435,6 +627,7 @@ function view(D) {
   $('second').value = Math.min(1, I.kept.length - 1)
   for (const id of ['first', 'second']) $(id).addEventListener('change', showPairs)
   $('viewer').hidden = false
+  if (D.features.length) chooseFeatures(0)
   chooseHead(0)
   showCut()
   showPairs()

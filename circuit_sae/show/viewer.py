@@ -12,11 +12,12 @@ import json
 import string
 import struct
 import zlib
+from dataclasses import asdict
 from importlib import resources
 
 import numpy as np
 from fastcore.basics import patch
-from ..core import InputError
+from ..core import InputError, all_heads
 from .inspector import code_name
 
 # %% ../../nbs/show/03_viewer.ipynb #7dce4618
@@ -67,6 +68,63 @@ def _arrays(insp, heads, prompts):
     )
     return {name: _smallest_type(x) for name, x in arrays.items()}, vocabulary
 
+# %% ../../nbs/show/03_viewer.ipynb #d116eb1e
+def _rounded(x, digits=5):
+    "Return numbers with so many decimals, as plain values."
+    return np.round(np.asarray(x, dtype=float), digits).tolist()
+
+# %% ../../nbs/show/03_viewer.ipynb #4e6ff569
+def _flow_data(insp, heads):
+    "Return the attribution of heads by position and by pair; None if heads were not scored by flow."
+    if insp.flow is None:
+        return None
+    mine = insp.flow.by_position[:, :, heads]
+    pairs = _rounded(mine.sum(1).T)
+    return dict(n_pairs=len(mine), positions=_rounded(mine.mean(0).T), pairs=pairs)
+
+# %% ../../nbs/show/03_viewer.ipynb #02f756ac
+def _edge_data(insp, heads):
+    "Return the strongest edges of heads by direction."
+    names = {str(h): i for i, h in enumerate(all_heads(insp.n_layers, insp.n_heads))}
+    found = []
+    for i in heads:
+        table = insp.edges_of(list(names)[i])
+        parts = {}
+        for direction in ('from', 'to'):
+            rows = table[table.direction == direction]
+            parts[direction] = [(names[h], round(score, 5)) for h, score in zip(rows['head'], rows.score)]
+        found.append(parts)
+    return found
+
+# %% ../../nbs/show/03_viewer.ipynb #96405255
+def _effect_data(insp):
+    "Return effect, half interval and number of pairs of each head (None: not patched), and the attribution."
+    c = insp.confirmation
+    if c is None:
+        return dict(effects=None, screen=None, screen_name=None)
+    rows = [None] * len(insp.scores)
+    for i in np.flatnonzero(c.patched):
+        rows[i] = [*_rounded([c.effect[i], c.half[i]]), int(c.n_of_head[i])]
+    return dict(effects=rows, screen=_rounded(c.screen.signed), screen_name=c.screen.name)
+
+# %% ../../nbs/show/03_viewer.ipynb #bd9a3fb9
+def _card_data(card):
+    "Return one card of a feature as plain values."
+    half = None if card.se is None else 1.96 * card.se
+    found = dict(feature=card.feature, effect=card.effect, half=half, density=card.density, where=card.where())
+    found |= dict(words=card.words(), promoted=card.promoted[:8], suppressed=card.suppressed[:8], heads=card.heads)
+    return found | dict(prompts=card.prompts, examples=card.examples, upstream=card.upstream)
+
+# %% ../../nbs/show/03_viewer.ipynb #f7375a4e
+def _feature_data(insp):
+    "Return the features of every head that has some, as plain values."
+    found = []
+    for i, f in insp.features.items():
+        cards = [_card_data(card) for card in f.cards]
+        off = asdict(f.off)
+        found.append(dict(head=i, width=f.dictionary.width, fraction=f.fraction, cards=cards, off=off))
+    return found
+
 # %% ../../nbs/show/03_viewer.ipynb #b6311bdf
 def _header(insp, heads, prompts, arrays, vocabulary):
     "Return the plain values of a page."
@@ -84,6 +142,11 @@ def _header(insp, heads, prompts, arrays, vocabulary):
         vocabulary=vocabulary,
         lengths=[len(tokens) for tokens in insp.tokens],
         arrays=[(name, x.itemsize, len(x)) for name, x in arrays.items()],
+        flow=_flow_data(insp, heads),
+        edges=_edge_data(insp, heads),
+        edge_name=insp.edges.name,
+        features=_feature_data(insp),
+        **_effect_data(insp),
     )
 
 # %% ../../nbs/show/03_viewer.ipynb #72fdf202
@@ -250,7 +313,10 @@ def _cut_html(insp, cut):
 
 # %% ../../nbs/show/03_viewer.ipynb #5354ccbd
 class Controls:
-    "Hold the controls of an inspector (`head`, `code`, `threshold`, `first`, `second`) and the answers they show."
+    """Hold the controls of an inspector (`head`, `code`, `threshold`, `first`, `second`) and the answers they show.
+
+    With features also `feature_head`, `feature`, `off` and `chosen_off`.
+    """
 
     def __init__(
         self,
@@ -259,13 +325,28 @@ class Controls:
         import ipywidgets as w
 
         self.insp = insp
-        names = ('codes', 'prompts', 'partners', 'cut', 'roc', 'pairs')
-        self.codes, self.prompts, self.partners, self.cut, self.roc, self.pairs = (w.HTML() for _ in names)
+        names = (
+            'codes',
+            'prompts',
+            'partners',
+            'cut',
+            'roc',
+            'pairs',
+            'flow',
+            'card',
+            'prediction',
+            'chosen_prediction',
+        )
+        for name in names:
+            setattr(self, name, w.HTML())
         self._add_controls(w)
+        self._add_feature_controls(w)
         self._connect()
         self._show_codes()
         self._show_cut()
         self._show_pairs()
+        if insp.features:
+            self._show_features()
         self.box = self._arrange(w)
 
 # %% ../../nbs/show/03_viewer.ipynb #0756e2af
@@ -304,8 +385,12 @@ def _connect(self: Controls):
     self.threshold.observe(lambda change: self._show_cut(), 'value')
     self.first.observe(lambda change: self._show_pairs(), 'value')
     self.second.observe(lambda change: self._show_pairs(), 'value')
+    self.feature_head.observe(lambda change: self._show_features(), 'value')
+    self.feature.observe(lambda change: self._show_card(), 'value')
+    self.off.observe(lambda change: self._show_off(), 'value')
+    self.chosen_off.observe(lambda change: self._show_chosen_off(), 'value')
 
-
+# %% ../../nbs/show/03_viewer.ipynb #0cf7b1a6
 @patch
 def _arrange(self: Controls, w):
     "Return the three views as tabs."
@@ -313,7 +398,10 @@ def _arrange(self: Controls, w):
     codes = w.VBox([w.HBox([self.head, self.code]), answers])
     threshold = w.VBox([self.threshold, self.cut, self.roc])
     pairs = w.VBox([w.HBox([self.first, self.second]), self.pairs])
-    return w.Tab([codes, threshold, pairs], titles=['Codes and prompts', 'Threshold', 'Two heads'])
+    tabs = {'Codes and prompts': codes, 'Attribution and edges': self.flow, 'Threshold': threshold, 'Two heads': pairs}
+    if self.insp.features:
+        tabs['Features'] = self._arrange_features(w)
+    return w.Tab(list(tabs.values()), titles=list(tabs))
 
 # %% ../../nbs/show/03_viewer.ipynb #377fd327
 @patch
@@ -326,6 +414,7 @@ def _show_codes(self: Controls):
         label = f'{code_name(row.code)} ({row.positives} + / {row.negatives} −) {_unique_mark(row.unique)}'
         options.append((label.rstrip(), row.code))
     self.code.options = options
+    self._show_flow()
     self._show_code()  # the number of the first code may be the same for two heads
 
 # %% ../../nbs/show/03_viewer.ipynb #e2257159
@@ -358,6 +447,103 @@ def _show_pairs(self: Controls):
     table = self.insp.pairs_of(self.first.value, self.second.value)
     title = f'<b>{len(table)} pairs of codes, {table.unique.sum()} unique to positives</b>'
     self.pairs.value = f'{title}<div style="max-height:480px;overflow:auto">{_table_html(table)}</div>'
+
+# %% ../../nbs/show/03_viewer.ipynb #8b102ad6
+def _numbers_text(insp, head):
+    "Return score, effect and attribution of a head as text."
+    n = insp.numbers_of(head)
+    text = f'{head}: {insp.scores.name} {n["score"]:+.1%}'
+    if 'effect' in n:
+        text += f'; measured {n["effect"]:+.1%} ± {n["half"]:.1%} on {n["pairs"]} pairs'
+    if 'attribution' in n:
+        text += f'; {insp.confirmation.screen.name} {n["attribution"]:+.1%}'
+    return text
+
+# %% ../../nbs/show/03_viewer.ipynb #bedcc3d8
+@patch
+def _show_flow(self: Controls):
+    "Show attribution and edges of the chosen head."
+    insp, head = self.insp, self.head.value
+    parts = [f'<b>{_numbers_text(insp, head)}</b>']
+    if insp.flow is not None:
+        by_position = insp.position_flow(head).drop(columns='size')
+        by_code = insp.flow_of(head)[['code', 'pairs', 'attribution', 'share']]
+        parts += [f'<b>By position</b>{_table_html(by_position)}', f'<b>By code</b>{_table_html(by_code)}']
+    parts.append(f'<b>Strongest edges</b>{_table_html(insp.edges_of(head))}')
+    cells = ''.join(f'<div style="margin-right:2em">{part}</div>' for part in parts[1:])
+    self.flow.value = f'{parts[0]}<div style="display:flex;flex-wrap:wrap">{cells}</div>'
+
+# %% ../../nbs/show/03_viewer.ipynb #f9d107ce
+@patch
+def _add_feature_controls(self: Controls, w):
+    "Make the controls of the features."
+    heads = [f.head for f in self.insp.features.values()]
+    wide = w.Layout(width='22em')
+    self.feature_head = w.Dropdown(options=heads, description='Head')
+    self.feature = w.Dropdown(description='Feature', layout=wide)
+    self.off = w.IntSlider(0, 0, 1, description='Off')
+    self.chosen_off = w.SelectMultiple(description='Any set', rows=8, layout=wide)
+
+
+@patch
+def _arrange_features(self: Controls, w):
+    "Return the view of the features."
+    strongest = w.VBox([w.HTML('<b>The strongest features switched off</b>'), self.off, self.prediction])
+    title = w.HTML('<b>Any features switched off</b> (runs the model)')
+    any_set = w.VBox([title, self.chosen_off, self.chosen_prediction])
+    return w.VBox([w.HBox([self.feature_head, self.feature]), self.card, w.HBox([strongest, any_set])])
+
+# %% ../../nbs/show/03_viewer.ipynb #89ab2001
+@patch
+def _show_features(self: Controls):
+    "Show the features of the chosen head."
+    f = self.insp.features_of(self.feature_head.value)
+    options = [(f'{c.feature}: {c.effect or 0:+.1%} {c.words(2)}', c.feature) for c in f.cards]
+    self.feature.options = options
+    self.chosen_off.options = options
+    self.chosen_off.value = ()
+    self.off.max = len(f.cards)
+    self.off.value = 0
+    self._show_card()
+    self._show_off()
+    self._show_chosen_off()
+
+# %% ../../nbs/show/03_viewer.ipynb #62e2fa45
+@patch
+def _show_card(self: Controls):
+    "Show the card of the chosen feature."
+    if self.feature.value is not None:
+        self.card.value = self.insp.features_of(self.feature_head.value)[self.feature.value]._repr_html_()
+
+# %% ../../nbs/show/03_viewer.ipynb #a9b87216
+def _prediction_html(rows):
+    "Return prompts with their most likely next tokens as HTML."
+    lines = []
+    for prompt, tokens in rows:
+        next_ones = ' '.join(f'<code>{html.escape(t)}</code> {p:.0%}' for t, p in tokens)
+        lines.append(f'<div style="white-space:pre-wrap">{html.escape(prompt)} → {next_ones}</div>')
+    return ''.join(lines)
+
+# %% ../../nbs/show/03_viewer.ipynb #fc349c3e
+@patch
+def _show_off(self: Controls):
+    "Show the prediction with the strongest features switched off, as it was computed with the features."
+    off = self.insp.features_of(self.feature_head.value).off
+    step = self.off.value
+    prob = f', probability of the answer {off.answer_prob[step]:.0%}' if off.answer_prob else ''
+    title = f'<b>{step} off: {off.metric_name} {off.metric[step]:.2f}{prob}</b>'
+    self.prediction.value = title + _prediction_html(list(zip(off.prompts, off.top[step])))
+
+# %% ../../nbs/show/03_viewer.ipynb #6fdfadfb
+@patch
+def _show_chosen_off(self: Controls):
+    "Run the model with the chosen features switched off."
+    chosen = list(self.chosen_off.value)
+    if not chosen:
+        self.chosen_prediction.value = 'Choose one or more features.'
+        return
+    rows = self.insp.predict_without(self.feature_head.value, chosen)
+    self.chosen_prediction.value = f'<b>{len(chosen)} off</b>{_prediction_html(rows)}'
 
 # %% ../../nbs/show/03_viewer.ipynb #d1bc52d9
 def inspector_widget(
