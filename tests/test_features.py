@@ -8,6 +8,7 @@ from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, GraniteConfig
 
 from circuit_sae.codes.sae import DiscreteSAE, head_scales
 from circuit_sae.core import InputError
+from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import ioi_task, tiny_tokenizer
 from circuit_sae.features.dictionary import Dictionary, SparseDictionary, fit_basis, position_codes
 from circuit_sae.features.sites import all_sites, edited, read_sites, token_logits
@@ -35,7 +36,7 @@ def model(request, tmp_path_factory):
 
 
 def test_every_site_is_read_and_replaced(model):
-    "An edit that changes nothing keeps the logits; zeros in place of any site but `resid_post` of the last layer move them."
+    "An edit that changes nothing keeps the logits; zeros in place of any site move them."
     clean = run(model, IDS)
     sites = all_sites(model)
     assert len(sites) == 2 * (4 + 1 + 4 + 4)
@@ -120,7 +121,7 @@ def test_a_training_that_diverges_keeps_its_last_state(tmp_path):
 def test_codes_at_positions_are_those_of_the_sae():
     "Codes of every head at every position agree with encoding what the head writes there."
     model = tiny_model()
-    bound = ioi_task(n=3).bind(model)
+    bound = bind_task(model, ioi_task(n=3))
     sae = DiscreteSAE(32, 40, seed=3)
     sae.scale = torch.rand(8, generator=torch.Generator().manual_seed(0)) + 0.5
     everywhere = position_codes(bound, sae, pool='all', batch_size=2)
