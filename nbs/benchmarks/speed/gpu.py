@@ -52,7 +52,10 @@ def measure(name):
     out = Path(__file__).with_name(f'gpu-{name}.json')
     with tempfile.TemporaryDirectory() as folder:
         save_model(name, folder)
-        print(speed(folder, 'ioi', n_pairs, STAGES, out, repeats=2, device=DEVICE, dtype=dtype))
+        table = speed(folder, 'ioi', n_pairs, STAGES, out, repeats=2, device=DEVICE, dtype=dtype)
+    table.settings['model'] = f'random, {name} shape, {dtype}'
+    table.save(out)
+    print(table)
 
 
 if __name__ == '__main__':
