@@ -85,7 +85,7 @@ def test_controls_answer_in_jupyterlab(browser, lab):
 
     browser.open(f'{lab}/lab/tree/inspector.ipynb')
     browser.wait(lambda: len(browser.all('.jp-Notebook .jp-CodeCell')) == len(CELLS), 'the notebook', seconds=180)
-    browser('window.jupyterapp.commands.execute("notebook:run-all-cells")')
+    browser('(window.jupyterapp.commands.execute("notebook:run-all-cells"), true)')  # without waiting for the end
     browser.wait(lambda: browser.all('.jp-OutputArea .widget-tab select'), 'the controls', seconds=300)
 
     heads = Select(browser.one('.widget-dropdown select'))
