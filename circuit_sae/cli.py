@@ -138,6 +138,17 @@ def _add_certify(sub):
         '--out', help='folder of a run of find, or of a new run; the certificate is written there (default: none)'
     )
 
+# %% ../nbs/06_cli.ipynb #b06c2054
+def _add_report(sub):
+    c = _command(sub, 'report', 'write one page about a circuit, for the appendix of a paper')
+    c.add_argument('folder', help='folder that find --out wrote')
+    c.add_argument('--out', help='file for the page, .md or .html (default: print it as Markdown)')
+    c.add_argument('--short', action='store_true', help='measure nothing more: write what the folder holds')
+    c.add_argument('--n_pairs', type=int, default=20, help='pairs for the smallest faithful set and the backups')
+    c.add_argument('--task', help='the task file, if the task of the run is not built in')
+    c.add_argument('--model', help='the model, if it cannot be loaded by the name in the folder')
+    c.add_argument('--device', help='cpu, cuda, ... (default: a GPU if there is one)')
+
 # %% ../nbs/06_cli.ipynb #7ff802df
 def _add_patch(sub):
     c = _command(sub, 'patch', "measure the effect of every head by patching; the task 'all' repeats the package's own")
@@ -212,7 +223,7 @@ _STATUS = """exit status: 0 done, or the answer is yes; 1 unexpected error; 2 in
 3 the answer of check or certify is no; 130 interrupted.
 Options of a subcommand: circuit_sae find --help"""
 
-_SUBCOMMANDS = [_add_find, _add_inspect, _add_certify, _add_check, _add_patch]
+_SUBCOMMANDS = [_add_find, _add_inspect, _add_certify, _add_report, _add_check, _add_patch]
 _SUBCOMMANDS += [_add_benchmark, _add_experiment, _add_paper, _add_speed]
 
 

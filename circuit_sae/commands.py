@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'COMMANDS', 'check_arguments', 'check_command', 'find_command', 'inspect_command', 'certify_command',
-           'patch_command', 'benchmark_command', 'experiment_command', 'paper_command', 'speed_command', 'list_tasks',
-           'list_models']
+           'report_command', 'patch_command', 'benchmark_command', 'experiment_command', 'paper_command',
+           'speed_command', 'list_tasks', 'list_models']
 
 # %% ../nbs/05_commands.ipynb #3eb36530
 import contextlib
@@ -271,6 +271,44 @@ def certify_command(args) -> int:
         print('wrote', ', '.join(map(str, certificate.save(args.out))))
     return 0 if certificate else 3
 
+# %% ../nbs/05_commands.ipynb #1e0b806d
+def _run_in(args):
+    "Return the run in a folder and the model that it was made with."
+    from circuit_sae.data.prompts import get_task
+    from circuit_sae.find import load_found
+    from circuit_sae.models.load import load_model
+
+    saved = load_json(Path(args.folder) / 'circuit.json')
+    task = get_task(args.task, n=saved['task']['n'], seed=saved['task']['seed']) if args.task else None
+    found = load_found(args.folder, task)
+    identity = found.acts.made_from['model']
+    return found, load_model(args.model or identity['name'], device=args.device, dtype=identity['dtype'])
+
+
+def _saved_certificate(folder, found):
+    "Return the certificate in a folder if it is of this circuit; else None."
+    from circuit_sae.trust.certificate import load_certificate
+
+    if not (Path(folder) / 'certificate.json').is_file():
+        return None
+    certificate = load_certificate(folder)
+    return certificate if certificate.circuit['heads'] == [str(h) for h in found.circuit] else None
+
+# %% ../nbs/05_commands.ipynb #e441df19
+def report_command(args):
+    "Write one page about the circuit in a folder."
+    from circuit_sae.trust.report import check_page, full_report, report
+
+    if args.out:
+        check_page(args.out)
+    found, model = _run_in(args)
+    certificate = _saved_certificate(args.folder, found)
+    if args.short:
+        page = report(found, model, certificate=certificate)
+    else:
+        page = full_report(found, model, args.n_pairs, certificate)
+    print(f'wrote {page.save(args.out)}' if args.out else page)
+
 # %% ../nbs/05_commands.ipynb #ba383748
 def patch_command(args):
     "Measure the effect of every head, or of the edges between the heads with an effect."
@@ -446,6 +484,7 @@ COMMANDS = dict(
     find=find_command,
     inspect=inspect_command,
     certify=certify_command,
+    report=report_command,
     check=check_command,
     patch=patch_command,
     benchmark=benchmark_command,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -18,7 +19,7 @@ from circuit_sae.causal.patching import (
     HeadEffects,
     PatchPasses,
     Substitutes,
-    missing_heads,
+    effects_record,
     new_effects,
     pair_metric,
     patch_heads,
@@ -31,8 +32,8 @@ from circuit_sae.data.prompts import induction_task, ioi_task
 from circuit_sae.data.tasks import Task
 from circuit_sae.models.behaviour import get_metric
 from circuit_sae.models.forward import run
-from circuit_sae.models.load import load_model, quietly, tiny_model, tiny_tokenizer
-from circuit_sae.models.rerun import Midway, collect_z, run_edited
+from circuit_sae.models.load import load_model, quietly, save_random_model, tiny_model, tiny_tokenizer
+from circuit_sae.models.rerun import Midway, collect_z, reruns, run_edited
 from circuit_sae.models.writes import write_matrices
 from circuit_sae.results import load_scores
 from circuit_sae.score.attribution import attribute_heads
@@ -281,11 +282,51 @@ def test_confirmed_effects_are_those_of_patching(tiny, metric):
     whole = patch_heads(tiny, metric=metric)
     found = new_effects(whole.made_from)
     wanted = np.arange(len(whole)) % 5 == 0
-    for batch in pair_batches(tiny, pad=False):
+    for batch in pair_batches(tiny):
         passes = PatchPasses(tiny, batch, Substitutes(tiny, 'resample'))
         passes.measure_clean(found, pair_metric(metric))
-        for layer, heads in missing_heads(found, batch.pairs, wanted).items():
-            passes.measure_layer(found, pair_metric(metric), layer, heads)
+        assert sum(passes.measure_heads(found, pair_metric(metric), wanted)) == len(batch.pairs) * wanted.sum()
     close(found.patched[:, wanted], whole.patched[:, wanted])
     close(found.corrupted, whole.corrupted)
     assert np.isnan(found.patched[:, ~wanted]).all()
+
+
+def count_operators(function):
+    "Return how many operators a call dispatches, and what it returns."
+    with OperatorCount() as counter:
+        found = function()
+    return counter.n, found
+
+
+class OperatorCount(TorchDispatchMode):
+    "Count operators."
+
+    n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.n += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_patching_every_head_takes_fewer_operators_than_forward_passes_of_its_rows(tmp_path):
+    "The rows of 270 heads, in as many batches as patching makes, with all layers and positions: at most 1.3 times."
+    size = dict(vocab_size=len(tokenizer), hidden_size=72, intermediate_size=96, num_hidden_layers=30)
+    config = LlamaConfig(**size, num_attention_heads=9, num_key_value_heads=3, head_dim=8)
+    bound = bind_task(save_random_model(config, tmp_path, device='cpu'), ioi_task(n=6))
+    effects = new_effects(effects_record(bound, 'resample', 'all', 'logit_diff'))
+    reruns(bound.model)  # tried once for each model
+    batches = pair_batches(bound)
+    one = count_operators(lambda: run(bound.model, batches[0].positives, lengths=batches[0].lengths[0]))[0]
+
+    def patch_all():
+        n_passes = 0
+        for batch in batches:
+            passes = PatchPasses(bound, batch, Substitutes(bound))
+            passes.measure_clean(effects, pair_metric('logit_diff'))
+            n_passes += len(list(passes.measure_heads(effects, pair_metric('logit_diff'), np.ones(270, dtype=bool))))
+        return n_passes
+
+    operators, n_passes = count_operators(patch_all)
+    assert np.isfinite(effects.patched).all()
+    assert operators <= 1.3 * n_passes * one
+    assert n_passes <= 6 * 270 / 128  # at least 128 rows in a forward pass

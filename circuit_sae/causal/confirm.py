@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ConfirmSettings', 'split_pairs', 'pair_blocks', 'effects_by_pairs', 'unpatched_bound', 'choose_heads', 'undecided',
-           'Confirmation', 'clear_gap', 'run_stages', 'confirm_heads']
+           'Confirmation', 'fitted_heads', 'clear_gap', 'run_stages', 'confirm_heads']
 
 # %% ../../nbs/causal/03_confirm.ipynb #112be8e2
 from dataclasses import asdict, dataclass
@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from fastcore.basics import patch
 from .patching import ABLATIONS, HeadEffects, PatchPasses, Substitutes, default_metric
-from .patching import effects_record, missing_heads, new_effects, pair_metric
+from .patching import effects_record, new_effects, pair_metric
 from ..core import InputError, one_of
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
+from ..models.rerun import can_pad
 from ..results import HeadScores
 from ..stats import adjust
 
@@ -137,13 +138,15 @@ def undecided(
     min_effect: float = 0.05,  # Smallest effect of interest
     least: int = 10,  # Pairs that a head above `min_effect` is patched on at least
 ) -> np.ndarray:  # bool [head]; False for a head that was not patched
-    "Return the heads that need more pairs: the interval contains `min_effect`, or lies above it on few pairs."
+    "Return the heads that need more pairs: neither clearly below `min_effect` nor clearly above it on `least` pairs."
     from scipy.stats import t
 
+    free = np.maximum(n - 1, 1)
+    size = np.abs(effect)
     with np.errstate(invalid='ignore'):
-        half = t.ppf(0.975, np.maximum(n - 1, 1)) * se
-        size = np.abs(effect)
-        return (size + half >= min_effect) & ((size - half <= min_effect) | (n < least))
+        dropped = size + t.ppf(0.95, free) * se < min_effect
+        above = size - t.ppf(0.975, free) * se > min_effect
+        return np.isfinite(size + se) & ~dropped & ~(above & (n >= least))
 
 # %% ../../nbs/causal/03_confirm.ipynb #660fc864
 class Confirmation(HeadScores):
@@ -192,12 +195,15 @@ class Confirmation(HeadScores):
         return t.ppf(0.975, np.maximum(self.n_of_head - 1, 1)) * self.se
 
 # %% ../../nbs/causal/03_confirm.ipynb #6fd290ed
-def _fitted(confirmation):
-    "Return the heads behind the bound: drawn at random, or in the lower half of the shortlist; bool [head]."
-    c = confirmation
-    short = np.flatnonzero(c.patched & ~c.drawn)
-    lower = short[np.argsort(-c.screen.values[short], kind='stable')][len(short) // 2 :]
-    fitted = c.drawn & c.patched
+def fitted_heads(
+    score,  # A score of every head, float [head]
+    patched,  # bool [head]
+    drawn,  # Which of them were drawn at random, bool [head]
+) -> np.ndarray:  # bool [head]
+    "Return the heads behind the bound: drawn at random, or in the lower half of the shortlist."
+    short = np.flatnonzero(patched & ~drawn)
+    lower = short[np.argsort(-np.asarray(score)[short], kind='stable')][len(short) // 2 :]
+    fitted = drawn & patched
     fitted[lower] = True
     return fitted
 
@@ -207,7 +213,7 @@ def _estimates(confirmation):
     c = confirmation
     top = np.nextafter(c.settings.min_effect, 0)
     score = np.asarray(c.screen.values, dtype=float)
-    fitted = _fitted(c)
+    fitted = fitted_heads(score, c.patched, c.drawn)
     total = score[fitted].sum()
     factor = np.abs(c.effect[fitted]).sum() / total if total > 0 else top / max(score.max(), 1e-300)
     values = np.where(c.patched, np.abs(np.nan_to_num(c.effect)), factor * score)
@@ -382,21 +388,38 @@ def _start(effects, blocks, patcher):
     return 0
 
 # %% ../../nbs/causal/03_confirm.ipynb #3e7426b8
-def _shortlist(effects, score, order, begun, patcher, s):
+def _picked(score, order, k, s):
+    "Return the first `k` heads in the order of their scores, and heads drawn at random from the rest; bool [head]."
+    n = len(score)
+    short = np.isin(np.arange(n), order[:k])
+    draw = np.random.default_rng(s.seed).permutation(n)
+    return short, np.isin(np.arange(n), draw[~short[draw]][: s.n_random])
+
+
+def _bound_of(size, score, patched, drawn, left):
+    "Return the bound on the heads of `left`, with what is known of the patched ones."
+    fitted = fitted_heads(score, patched, drawn)
+    return unpatched_bound(size[fitted], score[fitted], score[left])
+
+# %% ../../nbs/causal/03_confirm.ipynb #01dd44ab
+def _shortlist(effects, score, order, block, patcher, s):
     "Patch heads in the order of their scores until the bound is below `min_effect`; return drawn heads and bound."
     n = len(score)
-    draw = np.random.default_rng(s.seed).permutation(n)
     k = min(s.n_start, n)
     while True:
-        short = np.isin(np.arange(n), order[:k])
-        drawn = np.isin(np.arange(n), draw[~short[draw]][: s.n_random])
-        patcher.patch_pairs(begun, short | drawn)
+        short, drawn = _picked(score, order, k, s)
+        patcher.patch_pairs([block], short | drawn)
         size = np.abs(effects_by_pairs(effects.patched, effects.clean, effects.corrupted)[0])
-        fitted = drawn | np.isin(np.arange(n), order[k // 2 : k])
-        bound = unpatched_bound(size[fitted], score[fitted], score[~(short | drawn)])
+        bound = _bound_of(size, score, short | drawn, drawn, ~(short | drawn))
         if bound < s.min_effect or k >= n:
             return drawn, bound
-        k = min(n, k + 8)
+        needed = k
+        while (
+            needed < n
+            and _bound_of(size, score, short | drawn, drawn, ~_picked(score, order, needed, s)[0]) >= s.min_effect
+        ):
+            needed += 8
+        k = min(n, k + max(8, (needed - k) // 16 * 8))
 
 # %% ../../nbs/causal/03_confirm.ipynb #c1227e19
 def run_stages(
@@ -405,20 +428,22 @@ def run_stages(
     blocks: list,  # Numbers of the pairs of each block
     patcher,  # Has `measure_clean(block)`, `patch_pairs(blocks, bool [head])` and `passes`; fills `effects`
     settings: ConfirmSettings,  # How to confirm
-) -> tuple:  # (bool [head]: drawn at random, number of blocks of the shortlist, 0 if no metric differs; the bound)
+) -> tuple:  # (bool [head]: drawn at random, number of blocks of step 1, 0 if the metric never differs; the bound)
     "Run steps 1 to 3 of `confirm_heads`."
     score = np.asarray(screen.values, dtype=float)
     begun = _start(effects, blocks, patcher)
     if not begun:
         return np.zeros(len(score), dtype=bool), 0, float('nan')
-    drawn, bound = _shortlist(effects, score, screen.order(), blocks[:begun], patcher, settings)
-    for block in blocks[begun:]:
+    drawn, bound = _shortlist(effects, score, screen.order(), blocks[0], patcher, settings)
+    for i, block in enumerate(blocks[1:], 1):
         open_ = undecided(*effects_by_pairs(effects.patched, effects.clean, effects.corrupted), settings.min_effect)
         if not open_.any():
             break
-        patcher.measure_clean(block)
+        if i >= begun:
+            patcher.measure_clean(block)
         patcher.patch_pairs([block], open_)
-        patcher.passes.pop(block[0])  # not patched again
+        if i >= begun:
+            patcher.passes.pop(block[0])  # not patched again
     return drawn, begun, bound
 
 # %% ../../nbs/causal/03_confirm.ipynb #db520a8c
@@ -435,7 +460,7 @@ class _Patcher:
     def measure_clean(self, block):
         "Run the pairs of a block and measure them."
         answers = self.effects.made_from['metric'] != 'kl_div'
-        batches = pair_batches(self.bound, len(block), pad=False, only=block, answers=answers)
+        batches = pair_batches(self.bound, 24, can_pad(self.bound.model), only=block, answers=answers)
         self.passes[block[0]] = [PatchPasses(self.bound, batch, self.substitutes) for batch in batches]
         for passes in self.passes[block[0]]:
             passes.measure_clean(self.effects, self.metric)
@@ -444,8 +469,8 @@ class _Patcher:
         "Patch these heads on these blocks, as far as they have not been patched."
         for block in blocks:
             for passes in self.passes[block[0]]:
-                for layer, missing in missing_heads(self.effects, passes.pairs, heads).items():
-                    passes.measure_layer(self.effects, self.metric, layer, missing)
+                for _ in passes.measure_heads(self.effects, self.metric, heads):
+                    pass
 
 # %% ../../nbs/causal/03_confirm.ipynb #0a409488
 @patch
@@ -458,9 +483,9 @@ def patch_last(
     last = new_effects(self.effects.made_from)
     last.clean, last.corrupted = self.effects.clean, self.effects.corrupted
     for passes in (p for block in blocks for p in self.passes[block[0]]):
-        passes.where = np.arange(len(passes.where)) >= len(passes.where) - 1 - passes.n_answer
-        for layer, missing in missing_heads(last, passes.pairs, heads).items():
-            passes.measure_layer(last, self.metric, layer, missing)
+        passes.positions = 'last'
+        for _ in passes.measure_heads(last, self.metric, heads):
+            pass
     return effects_by_pairs(last.patched, last.clean, last.corrupted)[0]
 
 # %% ../../nbs/causal/03_confirm.ipynb #dea64d97

@@ -102,7 +102,7 @@ def _bad_space(prompt, answer):
         return False
     if prompt.endswith('\n'):
         return answer.startswith(' ')
-    return not answer.startswith(' ') and answer[0].isalpha()
+    return not answer.startswith(' ') and (answer[0].isalpha() or answer[0].isspace())  # a no-break space, for example
 
 # %% ../../nbs/models/07_behaviour.ipynb #d803d343
 def _lint_spaces(examples, encoder):
@@ -259,7 +259,14 @@ def judge(
 # %% ../../nbs/models/07_behaviour.ipynb #5b94db5d
 def _logsumexp(logits, tokens):
     "Return the log of the summed exponentials over each row's `tokens`, [batch]."
-    return torch.stack([row[list(t)].logsumexp(-1) for row, t in zip(logits, tokens)])
+    counts = torch.tensor([len(t) for t in tokens])
+    longest = int(counts.max())
+    columns = torch.tensor([[*t, *[0] * (longest - len(t))] for t in tokens], device=logits.device)
+    found = logits.gather(1, columns.long())
+    if (counts < longest).any():
+        behind = torch.arange(longest) >= counts[:, None]
+        found = found.masked_fill(behind.to(logits.device), -torch.inf)
+    return found.logsumexp(-1)
 
 
 def logit_diff(

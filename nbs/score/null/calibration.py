@@ -1,0 +1,99 @@
+"""Compare two nulls for attributions on planted models: `python calibration.py calibration.csv 20`, with the number of seeds.
+
+`intact`: planted models. `cut`: the same models with the output weights of the planted heads set to zero. `random
+answers`: answers and wrong answers drawn from other pairs. In the last two, no head knows the answer.
+
+`other answers` is `attribution_null`. `two positives` compares the size of a head's attribution between positive and
+negative with its attributions between the positives of two different pairs, towards the answers of the first.
+Rows that the file has already are not computed again.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from circuit_sae.core import whole_file
+from circuit_sae.data.batches import BoundTask, bind_task
+from circuit_sae.data.tasks import Task
+from circuit_sae.score.attribution import attribute_heads, ranking_settings
+from circuit_sae.score.null import attribution_null
+from circuit_sae.truth.planted import PLANTS, plant
+
+CASES = 'intact', 'cut', 'random answers'
+N_PAIRS = 12
+
+
+def cut_out(planted):
+    "Set the output weights of the planted heads to zero."
+    for head in planted.truth:
+        weight = planted.model.blocks[head.layer].attn.o.original_component.weight
+        width = weight.shape[1] // planted.model.cfg.n_heads
+        weight.data[:, head.head * width : (head.head + 1) * width] = 0
+
+
+def random_answers(task, seed):
+    "Return the task with answers and wrong answers of two other pairs, all four of them different."
+    examples = task.examples
+    order = np.random.default_rng(seed).permutation(len(examples))
+    pairs = []
+    for e, j, k in zip(examples, order, np.roll(order, 1)):
+        answer, wrong = examples[j].answer, examples[k].answer
+        if len({e.answer, e.wrong, answer, wrong}) == 4:
+            pairs.append(e._replace(answer=answer, wrong=wrong))
+    return Task('random answers', pairs)
+
+
+def two_positives(bound):
+    "Return for each head the fraction of shifts, the real pairs included, with an attribution of at least its size."
+    t, n = bound.tokens, bound.n
+    settings = ranking_settings(bound)
+    real = np.abs(attribute_heads(bound, **settings).by_pair.sum(0))
+    reached = np.ones(len(real))
+    for k in range(1, n):
+        others = [t.ids[(i + k) % n] for i in range(n)]
+        shifted = BoundTask(bound.model, bound.task, t._replace(ids=[*t.ids[:n], *others]))
+        reached += np.abs(attribute_heads(shifted, **settings).by_pair.sum(0)) >= real
+    return reached / n
+
+
+def run(case, family, seed):
+    "Return one row for each null."
+    planted = plant(family, seed=300 + seed, n=3 * N_PAIRS)
+    task = random_answers(planted.task, seed) if case == 'random answers' else planted.task
+    if case == 'cut':
+        cut_out(planted)
+    bound = bind_task(planted.model, task)
+    bound = bound.take(min(N_PAIRS, bound.n))
+    cfg = planted.model.cfg
+    true = np.array([(layer, head) in planted.truth for layer in range(cfg.n_layers) for head in range(cfg.n_heads)])
+    found = attribution_null(bound, n_perm=5000, seed=seed)
+    least = np.abs(found.statistic).sum() / 100  # heads below 1 % of the sum do not count as large
+    large = np.abs(found.statistic) > least
+    about = dict(case=case, family=family, seed=seed, pairs=bound.n)
+    p = two_positives(bound)
+    rows = []
+    for null, named, small in (
+        ('other answers', found.q <= 0.05, found.p <= 0.1),
+        ('two positives', p <= 1 / bound.n, p <= 0.1),
+    ):
+        rows.append(
+            about
+            | dict(null=null, planted_named=named[true].mean(), others_named=int(named[~true].sum()))
+            | dict(others_large=int((named & large)[~true].sum()), p_below_10=small[~true].mean())
+        )
+    return rows
+
+
+if __name__ == '__main__':
+    out = Path(sys.argv[1])
+    rows = pd.read_csv(out).to_dict('records') if out.is_file() else []
+    done = {(row['case'], row['family'], row['seed']) for row in rows}
+    for seed in range(int(sys.argv[2])):
+        for family in PLANTS:
+            for case in CASES:
+                if (case, family, seed) not in done:
+                    rows += run(case, family, seed)
+                    with whole_file(out) as path:
+                        pd.DataFrame(rows).to_csv(path, index=False)
