@@ -224,6 +224,26 @@ def test_own_names_of_columns(tmp_path):
     refused('unknown-name', path, columns=names | dict(wrong='falsh'))
 
 
+FAULTS = {
+    'twice.csv': ('double-column', 'positive,negative,answer,answer,wrong\na,b, c, d, e\n'),
+    'header.csv': ('no-rows', 'positive,negative,answer,wrong\n'),
+    'empty.json': ('no-rows', '[]'),
+    'splits.json': ('splits', '{"train": [{"positive": "a"}], "test": [{"positive": "a"}]}'),
+    'deep.json': ('not-json', '[' * 100_000),
+}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_files_that_must_be_refused(name, tmp_path):
+    code, content = FAULTS[name]
+    assert name in refused(code, write(tmp_path, name, content))
+
+
+def test_invisible_characters_in_a_header(tmp_path):
+    path = write(tmp_path, 'pairs.csv', '\u200bpositive,negative,answer\u200b,wrong\na,b, c, d\n')
+    assert read_examples(path) == [Example('a', 'b', (' c',), (' d',))]
+
+
 # Tasks
 
 

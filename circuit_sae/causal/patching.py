@@ -257,13 +257,21 @@ def _position_mask(positions, n_pos):
     return mask
 
 # %% ../../nbs/causal/00_patching.ipynb #878a818d
-def _where(positions, lengths, n_pos):
+def _where(positions, lengths, width, n_answer=0):
     "Return where heads are patched in each prompt, bool [prompt, position]; None: everywhere."
     if isinstance(positions, str) and positions == 'all':
         return None
-    behind = positions == 'last'  # the tokens of an answer count as its end
-    masks = [_position_mask(positions, n) for n in lengths]
-    return torch.as_tensor(np.stack([np.pad(m, (0, n_pos - len(m)), constant_values=behind) for m in masks]))
+    behind = n_answer > 0 and isinstance(positions, str)  # 'last' includes the answer, which is scored there
+    rows = [np.pad(_position_mask(positions, n), (0, width - n), constant_values=behind) for n in lengths]
+    return torch.as_tensor(np.stack(rows))
+
+
+def _row_parts(head, most, n_answer):
+    "Return the rows of each forward pass; if answers have rows of their own, all rows of a head stay together."
+    if not n_answer:
+        return [slice(i, i + most) for i in range(0, len(head), most)]
+    ends = [*(np.flatnonzero(np.diff(head)) + 1), len(head)] if len(head) else []
+    return [slice(start, end) for start, end in zip([0, *ends], ends)]
 
 # %% ../../nbs/causal/00_patching.ipynb #904d9ebf
 def effects_record(
@@ -317,8 +325,9 @@ class PatchPasses:
     ):
         self.bound = bound
         self.pairs = batch.pairs
-        self.lengths = batch.lengths[0]
         self.rows = batch.rows
+        self.n_answer = batch.n_answer
+        self.lengths = batch.lengths[0]
         self.substitutes = substitutes
         self.positions = positions
         self.start = substitutes.start(batch)
@@ -374,10 +383,11 @@ def patched_logits(
 ) -> torch.Tensor:  # Logits at the last position, float32 [row, d_vocab]
     "Run one row for each of these heads, with its output on that pair replaced."
     device = self.mid.ids.device
-    where = _where(self.positions, self.lengths, self.mid.ids.shape[1])
+    where = _where(self.positions, self.lengths, self.mid.ids.shape[1], self.n_answer)
     start = self.start if start is None else start
     if where is not None:
         start = max(start, int(where[pair].any(0).int().argmax()))
+        where = where.to(device)
     pair, number = (torch.as_tensor(x, device=device) for x in (pair, head))
 
     def edit(layer, own, first, z):
@@ -399,18 +409,6 @@ def similar_pairs(
     cost = (200 if on_cpu else 20_000) / max(1, n_heads)  # of a forward pass, in tokens of a pair
     return pair_batches(bound, len(pairs), can_pad(bound.model), pairs, cost)
 
-
-def _slices_of(heads, pairs, n):
-    "Return slices of about `n` rows; rows of one head and one pair, one for each answer, stay together."
-    slices, begin = [], 0
-    while begin < len(heads):
-        end = min(begin + n, len(heads))
-        while end < len(heads) and heads[end] == heads[end - 1] and pairs[end] == pairs[end - 1]:
-            end += 1
-        slices.append(slice(begin, end))
-        begin = end
-    return slices
-
 # %% ../../nbs/causal/00_patching.ipynb #90f58430
 @patch
 def measure_rows(
@@ -423,8 +421,8 @@ def measure_rows(
 ):
     "Patch one head of one pair in each row, and measure."
     logits = self.patched_logits(pair, *np.divmod(head, effects.n_heads), start)
-    measured = metric(self.bound, logits, self.rows[pair], self.negative_logits[pair])
-    effects.patched[self.pairs[pair], head] = measured.cpu()
+    values = metric(self.bound, logits, self.rows[pair], self.negative_logits[pair])
+    effects.patched[self.pairs[pair], head] = values.cpu()
 
 # %% ../../nbs/causal/00_patching.ipynb #76c3c0f7
 @patch
@@ -442,7 +440,7 @@ def measure_heads(
         head, pair = np.nonzero(lacks[own].T)
         start = self.substitutes.start(group)
         most = n_rows or rows_at_once(self.mid, start, group.positives.shape[1])
-        for rows in _slices_of(head, self.pairs[own[pair]], most):
+        for rows in _row_parts(head, most, self.n_answer):
             self.measure_rows(effects, metric, own[pair[rows]], head[rows], start)
             yield len(head[rows])
 
@@ -507,8 +505,8 @@ def patch_heads(
     wanted = _head_mask(heads, effects)
     if np.isfinite(effects.patched[:, wanted]).all():
         return effects
-    n_pairs = 24 if batch_size is None else batch_size
-    batches = pair_batches(bound, n_pairs, can_pad(bound.model), answers=answers)
+    size = 24 if batch_size is None else batch_size
+    batches = pair_batches(bound, size, can_pad(bound.model), answers=answers)
     n_rows = None if batch_size is None else batch_size * effects.n_heads
     substitutes = Substitutes(bound, ablation)
     steps = _patch_batches(effects, bound, batches, wanted, substitutes, positions, measure, n_rows)

@@ -43,8 +43,9 @@ TOKEN_COLUMNS = {
 
 
 def _plain_name(name):
-    "Return a column name in lower case, with underscores for spaces and hyphens."
-    return re.sub(r'[\s-]+', '_', str(name).strip().lower())
+    "Return a column name in lower case, with underscores for spaces and hyphens, without invisible characters."
+    visible = re.sub('[\u200b-\u200d\ufeff]', '', str(name))
+    return re.sub(r'[\s-]+', '_', visible.strip().lower())
 
 # %% ../../nbs/data/00_readers.ipynb #a17e9356
 def _find_columns(names, given=None):
@@ -223,9 +224,14 @@ def _element_lines(text, start):
         i = decoder.raw_decode(text, i)[1]
 
 # %% ../../nbs/data/00_readers.ipynb #ae4bd83c
-def _list_of_rows(value):
+def _list_of_rows(value, path):
     "Return the name of the list of objects in a JSON object, such as 'prompts'; None without one."
     names = [k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(row, dict) for row in v)]
+    if len(names) > 1:
+        raise InputError(
+            f"'{path}' holds several lists of objects: {', '.join(names)}. Write the one to use into its own file.",
+            code='splits',
+        )
     return names[0] if names else None
 
 
@@ -233,7 +239,7 @@ def _json_rows(text, value, path):
     "Return the rows of a JSON value, and the name of the line of each."
     start = len(text) - len(text.lstrip())
     if isinstance(value, dict):
-        name = _list_of_rows(value)
+        name = _list_of_rows(value, path)
         if name is None:
             is_columns = value and all(isinstance(v, list) for v in value.values())
             return _split_columns(value) if is_columns else [(value, f"'{path}'")]
@@ -252,6 +258,8 @@ def _read_json(path, given=None):
     text = _read_text(path)
     try:
         return _json_rows(text, json.loads(text), path), ''
+    except RecursionError as e:
+        raise InputError(f"'{path}' nests lists too deeply. Expected a list of objects.", code='not-json') from e
     except json.JSONDecodeError as e:
         is_list = text.lstrip().startswith('[')
         if is_list or path.suffix.lower() == '.json' and '\n{' not in text.strip():
@@ -290,6 +298,7 @@ def _read_csv(path, given=None):
     delimiter, names = _split_header(next(lines, '').rstrip('\n'), given)
     first = 2 if excel else 1
     _check_columns(_find_columns(names, given), names, path, first)
+    _check_once(names, path, first)
     reader = csv.reader(lines, delimiter=delimiter)
     rows = []
     line = first + 1
@@ -312,6 +321,19 @@ def _check_columns(columns, names, path, line=None):
         "(clean, corrupted, ...); for any other name use `columns={'positive': 'your name'}`.",
         code='missing-column',
     )
+
+# %% ../../nbs/data/00_readers.ipynb #4148a680
+def _check_once(names, path, line):
+    "Raise `InputError` if two columns that hold prompts or answers have the same name."
+    known = {name for field in COLUMNS for name in COLUMN_NAMES[field] + TOKEN_COLUMNS.get(field, [])}
+    plain = list(map(_plain_name, names))
+    twice = [name for name in dict.fromkeys(plain) if name in known and plain.count(name) > 1]
+    if twice:
+        raise InputError(
+            f"'{path}' line {line}: the column {twice[0]!r} stands {plain.count(twice[0])} times. Rename or delete the "
+            'others; several answers go into one cell, separated by bars: a|b.',
+            code='double-column',
+        )
 
 # %% ../../nbs/data/00_readers.ipynb #938f3f18
 def _arrow_rows(path):
@@ -491,6 +513,8 @@ def read_table(
     is_path = isinstance(data, (str, Path))
     rows, remark = _read_file(Path(data), columns) if is_path else (_rows_of(data), '')
     rows = _without_empty(rows)
+    if is_path and not rows:
+        raise InputError(f"'{data}' holds no pairs. Expected a row for each pair of prompts.", code='no-rows')
     if not columns:
         rows, choices = _use_choices(rows)
         remark = remark or choices

@@ -102,7 +102,7 @@ def _bad_space(prompt, answer):
         return False
     if prompt.endswith('\n'):
         return answer.startswith(' ')
-    return not answer.startswith(' ') and answer[0].isalpha()
+    return not answer.startswith(' ') and (answer[0].isalpha() or answer[0].isspace())  # a no-break space, for example
 
 # %% ../../nbs/models/07_behaviour.ipynb #d803d343
 def _lint_spaces(examples, encoder):

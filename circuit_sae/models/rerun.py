@@ -296,7 +296,7 @@ def rerun_rows(
     The pass ends with the longest prompt of these rows, if shorter than the others.
     """
     rows = torch.as_tensor(rows, device=self.ids.device)
-    if self.shortcuts.join and not self.scored:
+    if self.shortcuts.join and not self.scored:  # to score an answer, a row needs its own tokens
         return _run_joined(self, layers, rows, edit, self.clip(start, rows))
     parts = []
     for layer, own in _slices(layers, len(self.resid))[0].items():
