@@ -1,6 +1,6 @@
 """Count operators and copies to the host of every stage on a model with 30 layers of 9 heads, on any machine.
 
-    python nbs/benchmarks/speed/counts.py    # about three minutes on two cores; writes counts-TASK.json
+python nbs/benchmarks/speed/counts.py    # about three minutes on two cores; writes counts-TASK.json
 """
 
 import tempfile
