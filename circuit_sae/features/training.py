@@ -6,7 +6,7 @@
 __all__ = ['BANDWIDTH', 'dictionary_loss', 'batch_rows', 'TrainingStopped', 'train_dictionary', 'fit_figures', 'DictionaryScores',
            'evaluate_dictionaries', 'evaluate_dictionary', 'plot_history']
 
-# %% ../../nbs/features/03_training.ipynb #d297fbeb
+# %% ../../nbs/features/03_training.ipynb #98a65f8b
 import copy
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .dictionary import SPARSE_KINDS, Dictionary, SparseDictionary, check_dictio
 from .sites import edited, token_losses
 from .token_acts import TokenActs, as_documents
 
-# %% ../../nbs/features/03_training.ipynb #95264830
+# %% ../../nbs/features/03_training.ipynb #b25a21af
 BANDWIDTH = 0.05  # width of the window in which thresholds of 'jumprelu' get gradients, for entries of mean square 1
 
 
@@ -43,7 +43,7 @@ class _Jump(torch.autograd.Function):
         by_threshold = -(window * (threshold * g_c + g_l0[..., None])).flatten(0, -2).sum(0)
         return active * g_c, by_threshold
 
-# %% ../../nbs/features/03_training.ipynb #3edeb108
+# %% ../../nbs/features/03_training.ipynb #707b13ff
 def _before_activation(dictionary, x):
     "Return the coefficients before the activation function, without a gradient for every token by the decoder's bias."
     E = dictionary.encoder
@@ -57,7 +57,7 @@ def _sum_of_largest(dictionary, p):
     x_hat = F.embedding_bag(largest.indices, W, per_sample_weights=largest.values, mode='sum') + dictionary.b_dec
     return x_hat, c.scatter_(-1, largest.indices, largest.values.detach())
 
-# %% ../../nbs/features/03_training.ipynb #d5706730
+# %% ../../nbs/features/03_training.ipynb #ae4da3a0
 def _aux_loss(dictionary, p, error, dead):
     "Return the error that remains when the `d_in / 2` strongest dead features reconstruct the error (AuxK)."
     dead = dead.nonzero().flatten()
@@ -67,7 +67,7 @@ def _aux_loss(dictionary, p, error, dead):
     c = keep_largest(torch.relu(p[:, dead]), k)
     return (error.detach() - c @ dictionary.W_dec[dead]).pow(2).mean()
 
-# %% ../../nbs/features/03_training.ipynb #a64b8800
+# %% ../../nbs/features/03_training.ipynb #a57f974a
 def dictionary_loss(
     dictionary: SparseDictionary,  # The dictionary
     x: torch.Tensor,  # Activations, float [token, d_in]
@@ -94,7 +94,7 @@ def dictionary_loss(
         loss = loss + aux * _aux_loss(dictionary, p, x - x_hat, dead)
     return loss, x_hat, c
 
-# %% ../../nbs/features/03_training.ipynb #98d44bd4
+# %% ../../nbs/features/03_training.ipynb #93fb5a3c
 @lru_cache(2)
 def _order(n, seed, epoch):
     "Return the order of the tokens in one pass through all of them."
@@ -116,14 +116,14 @@ def batch_rows(
         parts.append(_order(n, seed, at // n)[at % n : at % n + left])
     return torch.cat(parts)
 
-# %% ../../nbs/features/03_training.ipynb #0262df56
+# %% ../../nbs/features/03_training.ipynb #f42cf037
 @torch.no_grad()
 def _constrain(dictionary):
     "Scale directions to unit norm; keep thresholds at 0 or above."
     dictionary.W_dec.div_(dictionary.W_dec.norm(dim=1, keepdim=True).clamp_min_(1e-12))
     dictionary.threshold.clamp_min_(0)
 
-# %% ../../nbs/features/03_training.ipynb #0e94371a
+# %% ../../nbs/features/03_training.ipynb #a4cbcd40
 @torch.no_grad()
 def _revive(dictionary, optimizer, error, dead, seed):
     "Give dead features the directions of badly reconstructed tokens, and forget what Adam knows of them."
@@ -141,7 +141,7 @@ def _revive(dictionary, optimizer, error, dead, seed):
         optimizer.state[dictionary.W_enc][name][:, dead] = 0
         optimizer.state[dictionary.b_enc][name][dead] = 0
 
-# %% ../../nbs/features/03_training.ipynb #7192610e
+# %% ../../nbs/features/03_training.ipynb #19d9d3ef
 @torch.no_grad()
 def _calibrate(dictionary, x):
     "Set the threshold of 'batchtopk' so that `k` features are active at a token of `x` on average."
@@ -160,7 +160,7 @@ def _rescaled(dictionary, scale):
         p.div_(scale)
     return copied.requires_grad_(False).eval()
 
-# %% ../../nbs/features/03_training.ipynb #9b5e78bb
+# %% ../../nbs/features/03_training.ipynb #2fcb2a48
 class _Training:
     "Hold the state of one training: dictionary, optimizer, and the tokens since each feature was active."
 
@@ -181,7 +181,7 @@ class _Training:
         rows = batch_rows(len(self.x), self.settings['batch'], step, self.settings['seed'])
         return self.x[rows].to(self.device) * self.settings['scale']
 
-# %% ../../nbs/features/03_training.ipynb #c18cf8e0
+# %% ../../nbs/features/03_training.ipynb #a2af5028
 def _start(settings, x):
     "Return the dictionary before the first step; its reconstruction begins at the mean of a batch."
     s = settings
@@ -192,7 +192,7 @@ def _start(settings, x):
         dictionary.threshold.data.fill_(2 * BANDWIDTH)
     return dictionary
 
-# %% ../../nbs/features/03_training.ipynb #b626f5e3
+# %% ../../nbs/features/03_training.ipynb #92d6ac57
 @patch
 def state(self: _Training):
     "Return a copy of all that the next step depends on."
@@ -210,7 +210,7 @@ def restore(self: _Training, state):
     self.dictionary.load_state_dict(state['weights'])
     self.optimizer.load_state_dict(state['optimizer'])
 
-# %% ../../nbs/features/03_training.ipynb #700efb12
+# %% ../../nbs/features/03_training.ipynb #fba9ba5d
 @patch
 def result(self: _Training):
     "Return the dictionary in the units of the model."
@@ -222,7 +222,7 @@ def result(self: _Training):
     found.made_from |= dict(training=dict(self.settings), history=list(self.history), steps_done=self.step)
     return found
 
-# %% ../../nbs/features/03_training.ipynb #f333508e
+# %% ../../nbs/features/03_training.ipynb #275bf057
 @patch
 def set_rate(self: _Training):
     "Set the learning rate of the step."
@@ -240,7 +240,7 @@ def revive_dead(self: _Training, error, dead):
         _revive(self.dictionary, self.optimizer, error, dead, s['seed'] + self.step)
         self.inactive[dead] = 0
 
-# %% ../../nbs/features/03_training.ipynb #66887a7e
+# %% ../../nbs/features/03_training.ipynb #3112e406
 @patch
 def take_step(self: _Training):
     "Take one step; return loss, error, activations and coefficients, or None if something is not finite."
@@ -262,7 +262,7 @@ def take_step(self: _Training):
     self.revive_dead(error, dead)
     return loss.detach(), error, x, c.detach()
 
-# %% ../../nbs/features/03_training.ipynb #d35f0df7
+# %% ../../nbs/features/03_training.ipynb #d6b7d820
 @patch
 @torch.no_grad()
 def record(self: _Training, taken, held_out, model):
@@ -275,7 +275,7 @@ def record(self: _Training, taken, held_out, model):
         line |= _on_held_out(self.result(), held_out, model)
     self.history.append(line)
 
-# %% ../../nbs/features/03_training.ipynb #f7029078
+# %% ../../nbs/features/03_training.ipynb #58b95066
 class TrainingStopped(InputError):
     "Report a training whose loss is not finite."
 
@@ -291,7 +291,7 @@ def _reason(training):
         return f'{bad} tokens of this batch hold NaN or numbers above 1e18'
     return f'the learning rate may be too large ({training.settings["lr"]})'
 
-# %% ../../nbs/features/03_training.ipynb #f1e51e95
+# %% ../../nbs/features/03_training.ipynb #5399fe72
 def _stopped(training, good, checkpoint):
     "Return the error for a loss that is not finite; restore the last good state."
     step, why = training.step + 1, _reason(training)
@@ -305,7 +305,7 @@ def _stopped(training, good, checkpoint):
     error.dictionary, error.step, error.good_step = training.result(), step, training.step
     return error
 
-# %% ../../nbs/features/03_training.ipynb #e081b791
+# %% ../../nbs/features/03_training.ipynb #443eb280
 def _run_steps(training, until, every, checkpoint, held_out, model):
     "Take steps until `until`; record, and save the state, every `every` steps."
     good = training.state()
@@ -321,14 +321,14 @@ def _run_steps(training, until, every, checkpoint, held_out, model):
                 good = training.state()
                 _save_state(checkpoint, good)
 
-# %% ../../nbs/features/03_training.ipynb #da7958cf
+# %% ../../nbs/features/03_training.ipynb #b434c1a6
 def _save_state(path, state):
     "Write a state completely or not at all; do nothing without a path."
     if path:
         with whole_file(path) as p:
             torch.save(state, p)
 
-# %% ../../nbs/features/03_training.ipynb #b575bd95
+# %% ../../nbs/features/03_training.ipynb #368b0aa3
 def _read_state(path, settings):
     "Return the state in a checkpoint; raise `InputError` if it belongs to another training."
     try:
@@ -346,7 +346,7 @@ def _read_state(path, settings):
         )
     return state
 
-# %% ../../nbs/features/03_training.ipynb #cbcf2aca
+# %% ../../nbs/features/03_training.ipynb #f1dd7aa0
 def _settings(x, given, normalise):
     "Return the settings of a training, defaults filled in; raise `InputError` for values out of range."
     n, d_in = x.shape
@@ -361,7 +361,7 @@ def _settings(x, given, normalise):
     s['acts'] = fingerprint(list(x.shape), x[:: max(1, n // 64)].contiguous())
     return s
 
-# %% ../../nbs/features/03_training.ipynb #66181d24
+# %% ../../nbs/features/03_training.ipynb #945161be
 def _scale(x, n=20_000):
     "Return the factor after which the mean square of an entry is 1."
     return float(1 / x[:n].double().pow(2).mean().sqrt().clamp_min(1e-12))
@@ -376,7 +376,7 @@ def _check_finite(x, chunk=65_536):
             text = f'token {row} of the activations holds NaN or infinity. Read them again in float32.'
             raise InputError(text, code='not-finite')
 
-# %% ../../nbs/features/03_training.ipynb #19bad760
+# %% ../../nbs/features/03_training.ipynb #65e279c4
 def train_dictionary(
     acts,  # `TokenActs`, or a float tensor [token, d_in]
     kind: str = 'topk',  # 'topk', 'batchtopk', 'jumprelu', 'relu' or 'cunningham'
@@ -414,7 +414,7 @@ def train_dictionary(
     _run_steps(training, min(until or steps, steps), every, checkpoint, held_out, model)
     return training.result()
 
-# %% ../../nbs/features/03_training.ipynb #371b560f
+# %% ../../nbs/features/03_training.ipynb #171195c1
 class _Moments:
     "Collect what L0, explained variance and dead features need, batch by batch."
 
@@ -438,7 +438,7 @@ class _Moments:
         variance = self.squares - (self.total.pow(2).sum() / self.n).item()
         return self.active / self.n, 1 - self.error / variance, 1 - self.ever.float().mean().item()
 
-# %% ../../nbs/features/03_training.ipynb #1b597bd7
+# %% ../../nbs/features/03_training.ipynb #4e034c2d
 @torch.no_grad()
 def fit_figures(
     dictionary: Dictionary,  # A dictionary
@@ -459,7 +459,7 @@ def _on_held_out(dictionary, held_out, model):
         found['loss_recovered'] = evaluate_dictionary(model, dictionary, held_out.documents.take(16)).loss_recovered
     return found
 
-# %% ../../nbs/features/03_training.ipynb #57d26e0d
+# %% ../../nbs/features/03_training.ipynb #c8bfa803
 @dataclass
 class DictionaryScores:
     "Hold what `evaluate_dictionary` measured on one text."
@@ -477,7 +477,7 @@ def _recovered(losses):
     plain, rebuilt, zeros = np.moveaxis(losses, -1, 0)
     return np.where(zeros > plain, zeros - rebuilt, np.nan) / np.where(zeros > plain, zeros - plain, 1)
 
-# %% ../../nbs/features/03_training.ipynb #64f53110
+# %% ../../nbs/features/03_training.ipynb #c3df3715
 @patch(as_prop=True)
 def loss_recovered(self: DictionaryScores) -> float:
     "Return `(zeros - reconstruction) / (zeros - unchanged)`; NaN if zeros do not raise the loss."
@@ -498,7 +498,7 @@ def interval(
         return np.nan, np.nan
     return tuple(np.quantile(recovered, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
-# %% ../../nbs/features/03_training.ipynb #27ef29de
+# %% ../../nbs/features/03_training.ipynb #711afd2b
 @patch
 def to_dict(self: DictionaryScores) -> dict:
     "Return the figures as plain values; losses in nats a token."
@@ -518,7 +518,7 @@ def __repr__(self: DictionaryScores):
         f'dead {f["dead"]:.1%}'
     )
 
-# %% ../../nbs/features/03_training.ipynb #b0e8f083
+# %% ../../nbs/features/03_training.ipynb #54162a0b
 def _rebuild(dictionary, moments, skip, inside):
     "Return an edit that puts the reconstruction in place of the activation, from position `skip` on."
 
@@ -535,7 +535,7 @@ def _zeros(skip):
     "Return an edit that puts zeros in place of the activation, from position `skip` on."
     return lambda x: torch.cat([x[:, :skip], torch.zeros_like(x[:, skip:])], 1)
 
-# %% ../../nbs/features/03_training.ipynb #63b8b18c
+# %% ../../nbs/features/03_training.ipynb #9f158cf6
 def _losses_with(model, batch, edits, skip):
     "Return the summed cross-entropy of each document without an edit and with each of several, [document, 1 + edit]."
     _, ids, lengths = batch
@@ -545,7 +545,7 @@ def _losses_with(model, batch, edits, skip):
             columns.append(token_losses(model, ids, lengths)[:, skip:].double().sum(1).cpu())
     return torch.stack(columns, 1).numpy()
 
-# %% ../../nbs/features/03_training.ipynb #3157fa79
+# %% ../../nbs/features/03_training.ipynb #8cec0e1b
 @torch.no_grad()
 def evaluate_dictionaries(
     model,  # A TransformerLens bridge
@@ -573,7 +573,7 @@ def evaluate_dictionaries(
     columns = [losses[:, [0, 2 + i, 1]] for i in range(len(own))]
     return [DictionaryScores(*m.figures(), c, n_tokens, documents.name) for m, c in zip(moments, columns)]
 
-# %% ../../nbs/features/03_training.ipynb #bfa67295
+# %% ../../nbs/features/03_training.ipynb #56fec71f
 def evaluate_dictionary(
     model,  # A TransformerLens bridge
     dictionary: Dictionary,  # A sparse dictionary or a basis
@@ -589,7 +589,7 @@ def evaluate_dictionary(
     """
     return evaluate_dictionaries(model, [dictionary], text, site, batch_size, skip)[0]
 
-# %% ../../nbs/features/03_training.ipynb #71215b24
+# %% ../../nbs/features/03_training.ipynb #640c48e8
 _CURVES = {
     'loss': ['loss'],
     'L0': ['l0', 'held_out_l0'],
@@ -609,7 +609,7 @@ def _draw_curves(ax, history, names):
             ax.plot(steps, [row[name] for row in history], marker, ms=4, label=label)
     ax.legend(frameon=False, fontsize='small')
 
-# %% ../../nbs/features/03_training.ipynb #5a3d2539
+# %% ../../nbs/features/03_training.ipynb #d1c9c936
 def plot_history(
     dictionary: SparseDictionary,  # What `train_dictionary` returned
     axes=None,  # Five axes; default: a new figure
