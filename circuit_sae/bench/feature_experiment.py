@@ -30,7 +30,7 @@ from circuit_sae.features.patching import (
     patch_features,
 )
 from ..features.sites import Site, read_sites
-from ..features.token_acts import Documents, installed_prose, task_documents, text_documents, token_acts
+from ..features.token_acts import Documents, installed_prose, task_documents, text_documents
 from ..features.training import train_dictionary
 from ..models.writes import layer_heads
 from ..score.attribution import rank_heads
@@ -318,13 +318,13 @@ def head_shares(
 ) -> list:  # Rows: number of features, fraction explained, its standard error
     "Return which fraction of a head's own effect its best features explain, on pairs that they were not chosen on."
     chosen_on, measured_on = np.arange(0, bound.n, 2), np.arange(1, bound.n, 2)
-    found = patch_features(bound, None, dictionary)
-    whole, clean = measure_sets(bound, torch.ones(1, coordinates.width), None, coordinates)
+    estimated = attribute_features(bound, None, dictionary).drop[chosen_on].mean(0)
+    everything = torch.ones(1, coordinates.width)
+    whole, clean = measure_sets(bound, everything, None, coordinates)
     sign = np.sign((clean[0] - whole[0])[chosen_on].mean())
-    order = found.features[np.argsort(-sign * found.drop[chosen_on].mean(0), kind='stable')]
-    masks = prefix_masks(order, list(sizes), dictionary.width)
-    patched, _ = measure_sets(bound, masks, None, dictionary)
-    parts = (clean[0] - patched)[:, measured_on]
+    masks = prefix_masks(np.argsort(-sign * estimated, kind='stable'), list(sizes), dictionary.width)
+    patched, clean_too = measure_sets(bound, masks, None, dictionary, only=measured_on)
+    parts = clean_too[0] - patched
     value, se = share(parts, np.broadcast_to((clean[0] - whole[0])[measured_on], parts.shape))
     return list(zip(sizes, value.tolist(), se.tolist()))
 
@@ -337,8 +337,8 @@ def agreement(
 ) -> list:  # Rows: metric, method, number of features, Spearman's rank correlation with the measured effects
     """Compare every estimate with measured effects on a shortlist.
 
-    The shortlist are the features that any of the estimates has among its strongest, so that no estimate is judged on its
-    own choice.
+    The shortlist are features that any of the estimates has among its strongest, so that no estimate is judged on
+    its own choice.
     """
     rows = []
     for metric in metrics:

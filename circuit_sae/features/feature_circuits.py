@@ -49,7 +49,7 @@ def all_active(
 # %% ../../nbs/features/06_feature_circuits.ipynb #f95836dd
 def drop_features(
     passes: list,  # `FeaturePasses` of all batches
-    orders,  # For each circuit the numbers of the features, in the order in which they are tried; int [circuit, feature]
+    orders,  # For each circuit the numbers of features, in the order in which they are tried; int [circuit, feature]
     taus,  # For each circuit the rise of the KL divergence at which a feature stays, float [circuit]
     start=None,  # The features patched at the beginning, bool [circuit, feature]; default: all that differ
 ) -> tuple:  # Features that stay patched, bool [circuit, feature]; their KL divergence, float32 [circuit]
@@ -146,8 +146,8 @@ def _ratio(part, whole):
     "Return the ratio of two means over pairs."
     if not abs(whole.mean()) > 1e-6:
         raise InputError(
-            'expected a metric that changes when all features are patched; its mean stays the same. Use a dictionary of '
-            'a site that carries the difference between positives and negatives.',
+            'expected a metric that changes when all features are patched; its mean stays the same. Use a dictionary '
+            'of a site that carries the difference between positives and negatives.',
             code='no-difference',
         )
     return Ratio(*(float(x) for x in share(part, whole)))
@@ -193,9 +193,9 @@ def p_random(self: FeatureCircuit) -> float:
 @patch
 def __repr__(self: FeatureCircuit) -> str:
     m = self.made_from
-    of = sum(m['widths'])
+    what = f'{len(self)} of {sum(m["widths"])} features at {", ".join(m["sites"])}'
     lines = [
-        f"feature circuit: '{m['task']}' in {m['model']['name']}, {len(self)} of {of} features at {', '.join(m['sites'])}",
+        f"feature circuit: '{m['task']}' in {m['model']['name']}, {what}",
         f'  chosen by {m["method"]} on {m["n_chosen_on"]} pairs, measured on {len(self.measured["clean"])} others',
         f'  faithfulness {self.faithfulness}, completeness {self.completeness} (0 is the best)',
         f'  effect {self.effect}; all features carry {self.carried} of the difference in {m["metric"]}',
@@ -287,7 +287,7 @@ def prefix_masks(
 
 # %% ../../nbs/features/06_feature_circuits.ipynb #a33ca909
 def _grow(passes, effects, goal):
-    "Return the smallest set of the best features that reaches a fraction of what all features move, and the sets tried."
+    "Return the smallest set of best features that reaches a fraction of what all features move, and the sets tried."
     active = all_active(passes).numpy()
     order = [f for f in np.argsort(-effects, kind='stable') if active[f]]
     sizes = growing_sizes(len(order))

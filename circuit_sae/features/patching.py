@@ -487,8 +487,8 @@ def attribute_features(
     """Estimate the effect of patching each feature, for all features at once.
 
     1. Encode the activation at the site on positive and negative: c and c̄.
-    2. Take the slope g of the metric at the site: the gradient on the positive, with half of the change of all features,
-       as a mean over `steps` parts of it, or the discrete gradient between the two prompts.
+    2. Take the slope g of the metric at the site: the gradient on the positive, with half of the change of all
+       features, as a mean over `steps` parts of it, or the discrete gradient between the two prompts.
     3. effect of feature j on a pair: sum over positions of (c_j - c̄_j) * f_j·g.
 
     Sources: arXiv 2403.19647, section 3 (gradient, integrated); the rules of the difference flow (discrete).
