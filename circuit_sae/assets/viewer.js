@@ -298,9 +298,9 @@ function view(D) {
 
   // Attribution by position and by code, and edges
   function barChart(values, labels) {
-    const width = 470
+    const width = 410
     const rowHeight = 17
-    const left = 120
+    const left = labels.some(label => label.length > 4) ? 120 : 34
     const height = values.length * rowHeight + 6
     const top = Math.max(...values.map(Math.abs), 1e-9)
     const low = Math.min(0, ...values)
@@ -324,7 +324,7 @@ function view(D) {
     const rows = [['from', D.edges[k].from], ['to', D.edges[k].to]].flatMap(([direction, edges]) =>
       edges.map(([h, v]) => tableRow({'data-direction': direction}, direction, go(h), number(v))))
     fillTable('flow-edges', rows)
-    $('edge-score').textContent = D.edge_name
+    $('edges-caption').textContent = `Strongest edges (${D.edge_name})`
   }
 
   function showFlow() {
@@ -337,7 +337,7 @@ function view(D) {
     const values = D.flow.positions[head]
     const row = D.lengths.findIndex((n, i) => i < D.labels.length / 2 && n === values.length)
     const tokens = row < 0 ? [] : I.tokensOf(row)
-    const labels = values.map((_, i) => `${row < 0 ? '' : tokenName(showBreaks(tokens[i])).slice(0, 14)} ${i - values.length}`)
+    const labels = values.map((_, i) => `${row < 0 ? '' : tokenName(showBreaks(tokens[i])).slice(0, 14)} ${i - values.length}`.trim())
     $('flow-positions').replaceChildren(barChart(values, labels))
     $('flow-positions-note').textContent = `Mean over ${plural(D.flow.n_pairs, 'pair')}; positions count from the end. `
       + (row < 0 ? '' : 'The tokens are those of one prompt.')

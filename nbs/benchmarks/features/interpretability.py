@@ -21,21 +21,22 @@ from circuit_sae.models.load import load_model
 
 HERE = Path(__file__).parent
 TABLE = HERE / 'interpretability.csv'
-SITES = ['L5 resid_post', 'L5 attn_out']
+SITES = ['L2 resid_post', 'L5 attn_out']
 WIDTH = 1152  # features of the dictionary: twice the width of the residual stream
 K = 24  # active features at a token
+N_DOCUMENTS = 400
 
 
 def documents(model):
     "Return documents for training and held-out documents."
-    texts = installed_prose('python', 'numpy', max_chars=500_000)
-    return text_documents(model, texts, context=64, skip_short=True, max_documents=1000).split(0.25)
+    texts = installed_prose('python', 'numpy', max_chars=600 * N_DOCUMENTS)
+    return text_documents(model, texts, context=64, skip_short=True, max_documents=N_DOCUMENTS).split(0.25)
 
 
 def dictionaries(acts):
     "Return the dictionary and the bases of one site."
-    found = {'TopK': train_dictionary(acts, 'topk', WIDTH, K, steps=1000, batch=512, seed=0)}
-    widths = {'pca': None, 'ica': 256, 'random': None, 'neurons': None}
+    found = {'TopK': train_dictionary(acts, 'topk', WIDTH, K, steps=500, batch=256, seed=0)}
+    widths = {'pca': None, 'ica': 128, 'random': None, 'neurons': None}
     return found | {kind: fit_basis(acts, kind, width) for kind, width in widths.items()}
 
 
