@@ -1,4 +1,6 @@
-"""Compare two nulls for attributions on planted models: `python calibration.py calibration.csv 20`, with the number of seeds.
+"""Compare two nulls for attributions on planted models: `python calibration.py calibration.csv 20`.
+
+The last argument is the number of seeds.
 
 `intact`: planted models. `cut`: the same models with the output weights of the planted heads set to zero. `random
 answers`: answers and wrong answers drawn from other pairs. In the last two, no head knows the answer.
