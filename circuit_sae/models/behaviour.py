@@ -262,7 +262,7 @@ def _logsumexp(logits, tokens):
     counts = torch.tensor([len(t) for t in tokens])
     longest = int(counts.max())
     columns = torch.tensor([[*t, *[0] * (longest - len(t))] for t in tokens], device=logits.device)
-    found = logits.gather(1, columns.long())
+    found = logits.gather(1, columns.long() % logits.shape[1])  # -1 is the last column
     if (counts < longest).any():
         behind = torch.arange(longest) >= counts[:, None]
         found = found.masked_fill(behind.to(logits.device), -torch.inf)
