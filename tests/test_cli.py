@@ -9,10 +9,9 @@ from conftest import ROOT
 from circuit_sae.causal.patching import ABLATIONS
 from circuit_sae.cli import main
 from circuit_sae.codes.activations import POOLS
-from circuit_sae.commands import NAMES
+from circuit_sae.commands import CHOICES
 from circuit_sae.find import PRESETS, SCORES
 from circuit_sae.models.behaviour import METRICS
-
 
 HEAVY = {'torch', 'transformers', 'transformer_lens', 'matplotlib', 'pandas', 'scipy'}
 
@@ -93,9 +92,9 @@ for command in sys.argv[1:]:
 
 
 def test_names_of_options_are_those_of_the_functions():
-    assert NAMES['preset'] == list(PRESETS) and NAMES['score'] == list(SCORES)
-    assert NAMES['pool'] == POOLS and NAMES['ablation'] == ABLATIONS
-    assert NAMES['metric'] == [*METRICS, 'kl_div']
+    assert CHOICES['preset'] == list(PRESETS) and CHOICES['score'] == list(SCORES)
+    assert CHOICES['pool'] == POOLS and CHOICES['ablation'] == ABLATIONS
+    assert CHOICES['metric'] == [*METRICS, 'kl_div']
 
 
 def test_patch_refuses_a_folder_as_file(tmp_path, capsys):

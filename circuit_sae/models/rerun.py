@@ -276,7 +276,8 @@ def _run_joined(mid, layers, rows, edit, start):
             stack.enter_context(_block_input(model.blocks[layer], join))
         if behind is not None:
             stack.enter_context(_ends_last(model.blocks[-1], behind - behind.min()))
-        return last_logits(forward(model, mid.ids[:1, span], scored=False, **cache))  # one row: every row has the same mask
+        one_row = mid.ids[:1, span]  # every row has the same mask
+        return last_logits(forward(model, one_row, scored=False, **cache))
 
 # %% ../../nbs/models/06_rerun.ipynb #4376234e
 @patch

@@ -247,7 +247,7 @@ def gradient_bytes(
 
 # %% ../../nbs/score/04_attribution.ipynb #e387eb4f
 def _by_pair(batches, arrays, n):
-    "Return effects [pair, head] and changes [pair]; every row of a pair, one for each answer, has the metric of the pair."
+    "Return effects [pair, head] and changes [pair]; every row of a pair has the metric of the pair."
     pairs = np.concatenate([batch.pairs for batch in batches])
     n_rows = np.concatenate([batch.n_rows for batch in batches])
     parts = np.concatenate(arrays[::2]) / n_rows[:, None]

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 from ..core import InputError, head_index, one_of, progress
-from ..data.batches import BoundTask, bind_task, check_pairs, pair_batches
+from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.forward import behind_end, forward, last_logits
 from ..models.rerun import collect_z
