@@ -29,7 +29,7 @@ FRESH = Path(__file__).parents[2] / 'checks' / 'fresh'
 
 
 def pairs_of(task, seed):
-    "Return a task with `N_PAIRS` pairs: drawn with this seed, or for a file of fresh tasks taken from it in a new order."
+    "Return a task with `N_PAIRS` pairs: drawn with this seed, or taken from the file of a fresh task in a new order."
     if task in TASKS:
         return get_task(task, n=N_PAIRS, seed=seed)
     examples = read_examples(FRESH / f'{task}.csv')
