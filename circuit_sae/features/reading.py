@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
-from torch.nn import functional as F
 
 from circuit_sae.core import (
     InputError,
@@ -25,7 +24,6 @@ from circuit_sae.core import (
     fingerprint,
     load_json,
     parse_head,
-    progress,
     save_json,
     versions,
 )
