@@ -557,6 +557,18 @@ def to_pandas(self: Found):  # pandas DataFrame
 
     return pd.DataFrame(self.rows())
 
+# %% ../nbs/04_find.ipynb #fea70001
+@patch
+def features(
+    self: Found,
+    head,  # A head in any spelling
+    **settings,  # Further arguments of `head_features`, such as `model` and `width`
+):  # `HeadFeatures`; raises `InputError` if the model has no such head
+    "Train a sparse dictionary of the output of a head, patch its features and read them; the result is cached."
+    from circuit_sae.features.reading import head_features
+
+    return head_features(self, head, **settings)
+
 # %% ../nbs/04_find.ipynb #73eea40c
 def _write_csv(path, header, rows):
     "Write rows with six significant digits, completely or not at all."
