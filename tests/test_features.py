@@ -11,7 +11,7 @@ from circuit_sae.core import InputError
 from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import ioi_task, tiny_tokenizer
 from circuit_sae.features.dictionary import Dictionary, SparseDictionary, fit_basis, position_codes
-from circuit_sae.features.sites import all_sites, edited, read_sites, token_logits
+from circuit_sae.features.sites import all_sites, edited, position_logits, read_sites
 from circuit_sae.features.token_acts import model_documents, task_documents, token_acts
 from circuit_sae.features.training import TrainingStopped, evaluate_dictionary, train_dictionary
 from circuit_sae.models.forward import run
@@ -83,7 +83,7 @@ def test_loss_recovered_agrees_with_runs_written_out():
                 return torch.cat([x[:, :1], edit(x[:, 1:])], 1)
 
             with torch.no_grad(), edited(model, {'L0.attn_out': change}):
-                logits = token_logits(model, [ids])[0]
+                logits = position_logits(model, [ids])[0]
             loss = F.cross_entropy(logits[1:-1], torch.tensor(ids[2:]), reduction='sum')
             assert scores.losses[i, column] == pytest.approx(loss.item(), rel=1e-4)
     plain, rebuilt, zeros = scores.losses.sum(0)
@@ -142,7 +142,7 @@ def test_gradients_flow_through_a_dictionary():
     dictionary = SparseDictionary(32, 64, k=4, site='L0.attn_out').eval()
     shift = torch.zeros(64, requires_grad=True)
     with edited(model, {'L0.attn_out': lambda x: dictionary.decode(dictionary.encode(x) + shift)}):
-        token_logits(model, IDS).logsumexp(-1).sum().backward()
+        position_logits(model, IDS).logsumexp(-1).sum().backward()
     assert (shift.grad != 0).all()
 
 

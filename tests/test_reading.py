@@ -99,12 +99,6 @@ def test_page_shows_attribution_and_edges(browser, planted, tmp_path):
     assert bars == pytest.approx(insp.position_flow(head).attribution.tolist(), abs=1e-4)
     codes = browser(f"[...document.querySelectorAll('#flow-codes tbody tr')].map(r => {cells})")
     assert [int(c[1]) for c in codes] == insp.flow_of(head).pairs.tolist()
-<<<<<<< HEAD
-    assert f'{100 * insp.numbers_of(head)["effect"]:.1f}' in browser(
-        "document.querySelector('#codes-note').textContent"
-    )
-=======
     note = browser("document.querySelector('#codes-note').textContent")
     assert f'{100 * insp.numbers_of(head)["effect"]:.1f}' in note
->>>>>>> s5-fread
     assert not browser.messages()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DICTIONARIES', 'NODES', 'training_text', 'make_dictionary', 'NodePasses', 'same_length', 'drop_weakest', 'as_table',
-           'by_effect', 'as_published', 'single_effects', 'measure_dictionary', 'needed', 'compare', 'plot_experiment',
-           'strongest_heads', 'head_shares', 'agreement']
+           'by_effect', 'as_published', 'single_effects', 'measure_dictionary', 'needed', 'compare',
+           'plot_feature_experiment', 'strongest_heads', 'effect_shares', 'attribution_agreement']
 
 # %% ../../nbs/bench/10_feature_experiment.ipynb #13265b36
 from pathlib import Path
@@ -22,11 +22,11 @@ from ..data.tasks import TaskTokens
 from ..features.dictionary import fit_basis, load_dictionary
 from ..features.feature_circuits import all_active, drop_nested, growing_sizes, mean_kl, prefix_masks
 from circuit_sae.features.patching import (
-    METHODS,
+    FEATURE_METHODS,
     FeaturePasses,
     attribute_features,
     estimate_batch,
-    measure_sets,
+    measure_feature_sets,
     patch_features,
 )
 from ..features.sites import Site, read_sites
@@ -277,7 +277,7 @@ def compare(
 _STYLES = {'α': '-', 'T': '-', 'P': '--', 'n': '--', 'r': ':', 'c': ':', 'w': '-.'}
 
 # %% ../../nbs/bench/10_feature_experiment.ipynb #0c930024
-def plot_experiment(
+def plot_feature_experiment(
     table,  # The table of the experiment
     order: str = 'by effect',  # 'by effect' or 'as published'
     axes=None,  # Two axes; default: a new figure
@@ -310,7 +310,7 @@ def strongest_heads(
     return sorted(shortlist, key=lambda head: -abs(effects[head]))[:n]
 
 # %% ../../nbs/bench/10_feature_experiment.ipynb #a4f4d656
-def head_shares(
+def effect_shares(
     bound,  # A `BoundTask` whose pairs have answers
     dictionary,  # A `Dictionary` of the `z` of one head
     coordinates,  # The complete basis of coordinates of the same site
@@ -320,16 +320,16 @@ def head_shares(
     chosen_on, measured_on = np.arange(0, bound.n, 2), np.arange(1, bound.n, 2)
     estimated = attribute_features(bound, None, dictionary).drop[chosen_on].mean(0)
     everything = torch.ones(1, coordinates.width)
-    whole, clean = measure_sets(bound, everything, None, coordinates)
+    whole, clean = measure_feature_sets(bound, everything, None, coordinates)
     sign = np.sign((clean[0] - whole[0])[chosen_on].mean())
     masks = prefix_masks(np.argsort(-sign * estimated, kind='stable'), list(sizes), dictionary.width)
-    patched, clean_too = measure_sets(bound, masks, None, dictionary, only=measured_on)
+    patched, clean_too = measure_feature_sets(bound, masks, None, dictionary, only=measured_on)
     parts = clean_too[0] - patched
     value, se = share(parts, np.broadcast_to((clean[0] - whole[0])[measured_on], parts.shape))
     return list(zip(sizes, value.tolist(), se.tolist()))
 
 # %% ../../nbs/bench/10_feature_experiment.ipynb #dd1a1ab4
-def agreement(
+def attribution_agreement(
     bound,  # A `BoundTask` whose pairs have answers
     dictionary,  # A `Dictionary`
     n: int = 32,  # Features of the shortlist
@@ -342,7 +342,7 @@ def agreement(
     """
     rows = []
     for metric in metrics:
-        estimates = {m: attribute_features(bound, None, dictionary, m, metric=metric) for m in METHODS}
+        estimates = {m: attribute_features(bound, None, dictionary, m, metric=metric) for m in FEATURE_METHODS}
         best = [[f for f, _ in found.ranked(n // 2)] for found in estimates.values()]
         features = list(dict.fromkeys(f for column in zip(*best) for f in column))[:n]
         exact = patch_features(bound, None, dictionary, features, metric=metric)

@@ -23,7 +23,7 @@ from circuit_sae.features.patching import (
     feature_passes,
     features_metric,
     features_record,
-    measure_sets,
+    measure_feature_sets,
     metric_label,
 )
 from .sites import Site, parse_site
@@ -347,7 +347,7 @@ def _measure(bound, dictionaries, chosen, active, positions, metric, only, n_ran
     own = prefix_masks(chosen, [len(chosen)], sum(widths))[0]
     sizes = [int(part.sum()) for part in own.split(widths)]
     masks = torch.cat([torch.stack([own, active & ~own, active]), random_masks(active, sizes, widths, n_random, seed)])
-    rows, clean = measure_sets(bound, masks, None, dictionaries, positions, metric, only=only)
+    rows, clean = measure_feature_sets(bound, masks, None, dictionaries, positions, metric, only=only)
     measured = dict(zip(_MEASURED, [*clean, *rows[:3]]))
     return measured, rows[3:]
 

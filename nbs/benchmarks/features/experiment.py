@@ -15,9 +15,9 @@ from circuit_sae.bench.feature_experiment import (
     DICTIONARIES,
     NODES,
     NodePasses,
-    agreement,
+    attribution_agreement,
     as_table,
-    head_shares,
+    effect_shares,
     make_dictionary,
     measure_dictionary,
     same_length,
@@ -62,7 +62,7 @@ def measure_heads(bound, text, given):
     for site, own in acts.items():
         made = {name: make_dictionary(own, name, 256, given.steps, folder=CACHE) for name in HEAD_DICTIONARIES}
         for name, dictionary in made.items():
-            for k, value, se in head_shares(pairs, dictionary, made['coordinates']):
+            for k, value, se in effect_shares(pairs, dictionary, made['coordinates']):
                 rows.append((f'L{site.layer}H{site.head}', name, k, value, se))
             print(site, rows[-1], flush=True)
         columns = ['head', 'dictionary', 'n', 'share', 'se']
@@ -78,7 +78,7 @@ def measure_agreement(bound, acts, names, width, given):
     found = [row for row in found if row[0] != str(acts.site)]
     for name in names:
         dictionary = make_dictionary(acts, name, width, given.steps, folder=CACHE)
-        for row in agreement(pairs, dictionary):
+        for row in attribution_agreement(pairs, dictionary):
             found.append((str(acts.site), name, *row))
             print(found[-1], flush=True)
         pd.DataFrame(found, columns=columns).to_csv(path, index=False, float_format='%.4g')
