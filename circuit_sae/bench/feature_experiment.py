@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DICTIONARIES', 'NODES', 'training_text', 'make_dictionary', 'NodePasses', 'same_length', 'drop_weakest', 'as_table',
-           'by_effect', 'as_published', 'single_effects', 'measure_dictionary', 'needed', 'compare',
+           'by_effect', 'as_published', 'single_effects', 'measure_dictionary', 'pair_curve', 'needed', 'compare',
            'plot_feature_experiment', 'strongest_heads', 'effect_shares', 'attribution_agreement']
 
 # %% ../../nbs/bench/10_feature_experiment.ipynb #13265b36
@@ -241,19 +241,27 @@ def measure_dictionary(
     return rows + as_published(passes, effects, taus, seeds) if len(taus) else rows
 
 # %% ../../nbs/bench/10_feature_experiment.ipynb #461e766a
+def pair_curve(
+    table,  # The table of the experiment
+    name: str,  # A dictionary
+) -> tuple:  # Numbers of features, int [set]; KL divergence and size of the edit, float [set, pair] each
+    "Return the curve of one dictionary, with sets chosen by effect."
+    own = table[(table.dictionary == name) & (table.order == 'by effect')]
+    kl, edit = (own.pivot_table(index='n', columns='pair', values=column) for column in ('kl', 'edit'))
+    return kl.index.to_numpy(), kl.to_numpy(), edit.to_numpy()
+
+
 def needed(
-    curve,  # Rows of one dictionary in one order: columns n, pair, kl, edit
+    curve,  # What `pair_curve` returns
     fraction: float = 0.5,  # Fraction of the KL divergence with nothing patched that must be gone
     weights=None,  # How often each pair counts, float [pair]; default: once
 ) -> tuple:  # (number of features, size of the edit); infinite if no set reaches it
     "Return how many features, and how large an edit, reduce the mean KL divergence by a fraction."
-    kl, edit = (curve.pivot_table(index='n', columns='pair', values=name) for name in ('kl', 'edit'))
+    n, kl, edit = curve
     weights = np.ones(kl.shape[1]) if weights is None else weights
-    mean, size = (x.to_numpy() @ weights / weights.sum() for x in (kl, edit))
+    mean, size = (x @ weights / weights.sum() for x in (kl, edit))
     reached = np.flatnonzero(mean <= (1 - fraction) * mean[0])
-    if not len(reached):
-        return np.inf, np.inf
-    return float(kl.index[reached[0]]), float(size[reached[0]])
+    return (float(n[reached[0]]), float(size[reached[0]])) if len(reached) else (np.inf, np.inf)
 
 # %% ../../nbs/bench/10_feature_experiment.ipynb #886958f6
 def compare(
@@ -264,8 +272,8 @@ def compare(
     n_draws: int = 1000,  # Bootstrap draws of the pairs
 ) -> np.ndarray:  # float [2, 3]: ratio of the numbers of features, and of the edits: value, low, high
     "Return what a dictionary needs, as a ratio to what another needs, with 95 % intervals; sets chosen by effect."
-    curves = [table[(table.dictionary == x) & (table.order == 'by effect')] for x in (name, other)]
-    n = curves[0].pair.nunique()
+    curves = [pair_curve(table, x) for x in (name, other)]
+    n = curves[0][1].shape[1]
     draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), n_draws).astype(float)
     with np.errstate(invalid='ignore'):
         own = np.divide(*(needed(curve, fraction) for curve in curves))
