@@ -810,9 +810,10 @@ def _join(a, b):
 def _settings(found, head, text, width, k, steps, seed, n):
     "Return what names the features of a head in the cache."
     made_from = found.acts.made_from
-    named = None if text is None else (text if isinstance(text, Documents) else Documents([[0]])).fingerprint()
-    if text is not None and not isinstance(text, Documents):
-        named = fingerprint([text] if isinstance(text, str) else list(text))
+    if isinstance(text, Documents):
+        named = text.hash
+    else:
+        named = None if text is None else fingerprint([text] if isinstance(text, str) else list(text))
     settings = dict(head=str(parse_head(head)), text=named, width=width, k=k, steps=steps, seed=seed, n=n)
     names = dict(model=made_from['model'], pairs=made_from['pairs'], version=versions()['circuit_sae'])
     return dict(task=found.task.name) | names | settings
