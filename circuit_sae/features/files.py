@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS_FILE', 'CONFIG_FILE', 'save_saelens', 'load_saelens']
 
-# %% ../../nbs/features/04_files.ipynb #3758c2c4
+# %% ../../nbs/features/04_files.ipynb #78a61e85
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from ..core import InputError, check_writable, load_json, save_json, whole_file
 from .dictionary import Basis, Dictionary, SparseDictionary, check_dictionary
 from .sites import Site, parse_site
 
-# %% ../../nbs/features/04_files.ipynb #5d6bd545
+# %% ../../nbs/features/04_files.ipynb #bc30cce0
 WEIGHTS_FILE = 'sae_weights.safetensors'
 CONFIG_FILE = 'cfg.json'
 _ARCHITECTURES = {
@@ -27,7 +27,7 @@ _ARCHITECTURES = {
     'batchtopk': 'jumprelu',
 }
 
-
+# %% ../../nbs/features/04_files.ipynb #d1328815
 def _weights(dictionary):
     "Return the tensors of a folder."
     if isinstance(dictionary, Basis):
@@ -40,7 +40,7 @@ def _weights(dictionary):
             found['threshold'] = d.threshold
     return {name: w.detach().cpu().float().contiguous() for name, w in found.items()}
 
-# %% ../../nbs/features/04_files.ipynb #86961744
+# %% ../../nbs/features/04_files.ipynb #8848253f
 def _hook(site):
     "Return the name of the hook and the head as SAELens writes them."
     if site is None:
@@ -48,7 +48,7 @@ def _hook(site):
     name = f'blocks.{site.layer}.attn.hook_result' if site.kind == 'result' else site.name
     return name, site.head
 
-
+# %% ../../nbs/features/04_files.ipynb #c9aa141f
 def _config(dictionary, prepend_bos, context_size):
     "Return the settings of a folder."
     hook_name, head = _hook(dictionary.site)
@@ -65,7 +65,7 @@ def _config(dictionary, prepend_bos, context_size):
         config['k'] = dictionary.k
     return config
 
-# %% ../../nbs/features/04_files.ipynb #a3043c85
+# %% ../../nbs/features/04_files.ipynb #f3443589
 def save_saelens(
     dictionary: Dictionary,  # A sparse dictionary, or a basis of the kind 'nonnegative pca'
     folder,  # The folder; created if it does not exist
@@ -87,13 +87,13 @@ def save_saelens(
     save_json(folder / CONFIG_FILE, _config(dictionary, prepend_bos, context_size))
     return folder
 
-# %% ../../nbs/features/04_files.ipynb #750b6e98
+# %% ../../nbs/features/04_files.ipynb #a986965c
 _TENSORS = {'standard': set(), 'topk': set(), 'jumprelu': {'threshold'}}
 _SHAPES = dict(
     W_enc=('d_in', 'd_sae'), b_enc=('d_sae',), W_dec=('d_sae', 'd_in'), b_dec=('d_in',), threshold=('d_sae',)
 )
 
-
+# %% ../../nbs/features/04_files.ipynb #c01887e2
 def _check_config(config, folder):
     "Raise `InputError` for settings that this package cannot represent."
     known = ', '.join(_TENSORS)
@@ -107,26 +107,31 @@ def _check_config(config, folder):
     for name, fine in dict(normalize_activations=['none'], reshape_activations=['none', 'hook_z']).items():
         if config.get(name, 'none') not in fine:
             raise InputError(
-                f"expected {name} to be one of {', '.join(fine)}; '{folder}' has '{config[name]}'. Fold the normalisation "
-                'into the weights with SAELens, and save again.',
+                f"expected {name} to be one of {', '.join(fine)}; '{folder}' has '{config[name]}'. Fold it into the "
+                'weights with SAELens, and save again.',
                 code='unknown-architecture',
             )
     missing = [name for name in ('d_in', 'd_sae') + ('k',) * (architecture == 'topk') if not config.get(name)]
     if missing:
         raise InputError(f"the settings in '{folder}' lack {', '.join(missing)}.", code='wrong-file')
 
-# %% ../../nbs/features/04_files.ipynb #cae8dc71
-def _read_weights(folder, config):
-    "Return the tensors of a folder in float32; raise `InputError` unless names and shapes are the expected ones."
+# %% ../../nbs/features/04_files.ipynb #37a1bad5
+def _load_weights(path):
+    "Return the tensors of a file in float32."
     from safetensors.torch import load_file
 
-    path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
         raise InputError(f"there is no file '{path}'.", code='no-file')
     try:
-        weights = {name: w.float() for name, w in load_file(path).items()}
+        return {name: w.float() for name, w in load_file(path).items()}
     except Exception as e:
         raise InputError(f"'{path}' cannot be read as safetensors ({e}).", code='unreadable-file') from e
+
+# %% ../../nbs/features/04_files.ipynb #fca7531d
+def _read_weights(folder, config):
+    "Return the tensors of a folder; raise `InputError` unless names and shapes are the expected ones."
+    path = Path(folder) / WEIGHTS_FILE
+    weights = _load_weights(path)
     expected = {'W_enc', 'b_enc', 'W_dec', 'b_dec'} | _TENSORS[config['architecture']]
     if set(weights) != expected:
         raise InputError(
@@ -137,12 +142,11 @@ def _read_weights(folder, config):
     for name, w in weights.items():
         shape = [config[size] for size in _SHAPES[name]]
         if list(w.shape) != shape:
-            raise InputError(
-                f"{name} in '{path}' has the shape {list(w.shape)}; the settings say {shape}.", code='wrong-file'
-            )
+            text = f"{name} in '{path}' has the shape {list(w.shape)}; the settings say {shape}."
+            raise InputError(text, code='wrong-file')
     return weights
 
-# %% ../../nbs/features/04_files.ipynb #b9d9eceb
+# %% ../../nbs/features/04_files.ipynb #4f60f34f
 def _fold(weights, config):
     "Return weights with which an encoder that subtracts the decoder's bias gives the same activations."
     w = dict(weights)
@@ -153,7 +157,7 @@ def _fold(weights, config):
         w |= dict(W_enc=w['W_enc'] * norm, b_enc=w['b_enc'] * norm, W_dec=w['W_dec'] / norm[:, None])
     return w
 
-
+# %% ../../nbs/features/04_files.ipynb #6db6cd41
 def _read_site(metadata, config):
     "Return the site that a folder names, or None."
     name = metadata.get('hook_name') or config.get('hook_name')
@@ -165,7 +169,7 @@ def _read_site(metadata, config):
     site = parse_site(name)
     return site if head is None else Site(site.kind, site.layer, head)
 
-# %% ../../nbs/features/04_files.ipynb #040ad9f4
+# %% ../../nbs/features/04_files.ipynb #f9471692
 def _plain_name(name):
     "Return the last part of a model's name in small letters and digits."
     return ''.join(c for c in str(name).rsplit('/', 1)[-1].lower() if c.isalnum())
@@ -181,7 +185,7 @@ def _check_model_name(name, model, folder):
             code='other-model',
         )
 
-# %% ../../nbs/features/04_files.ipynb #95123ec1
+# %% ../../nbs/features/04_files.ipynb #6a9a17bb
 def load_saelens(
     folder,  # A folder with `cfg.json` and `sae_weights.safetensors`
     model=None,  # A TransformerLens bridge; if given, check that the dictionary belongs to it
@@ -200,9 +204,10 @@ def load_saelens(
     metadata = config.get('metadata') or {}
     own = metadata.get('circuit_sae') or {}
     kind = dict(standard='relu').get(config['architecture'], config['architecture'])
-    site = parse_site(site) if site is not None else _read_site(metadata, config)
-    place = dict(site=site, model=own.get('model'))
-    found = SparseDictionary(config['d_in'], config['d_sae'], kind, config.get('k') or 1, **place)
+    site = _read_site(metadata, config) if site is None else site
+    found = SparseDictionary(
+        config['d_in'], config['d_sae'], kind, config.get('k') or 1, site=site, model=own.get('model')
+    )
     found.load_state_dict(dict(threshold=torch.zeros(found.width)) | weights)
     found.made_from = dict(saelens=dict(folder=Path(folder).name, metadata=metadata))
     if model is not None:

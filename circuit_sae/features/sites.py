@@ -6,7 +6,7 @@
 __all__ = ['SITE_KINDS', 'Site', 'parse_site', 'all_sites', 'resolve_site', 'site_width', 'read_sites', 'edited', 'token_logits',
            'token_losses']
 
-# %% ../../nbs/features/00_sites.ipynb #ae833396
+# %% ../../nbs/features/00_sites.ipynb #334d37fc
 import contextlib
 import difflib
 import re
@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from fastcore.basics import patch
 from torch.nn import functional as F
 
 from ..core import InputError, one_of, parse_head
 from ..models.forward import as_ids, behind_end, check_length, hooked, row_lengths, z_hooks, z_name
 from ..models.load import model_lock
 from ..models.support import check_is_model
-from ..models.writes import as_heads, from_heads, head_shape, layer_heads, write_matrix
+from ..models.writes import layer_heads, write_matrix
 
-# %% ../../nbs/features/00_sites.ipynb #3117be19
+# %% ../../nbs/features/00_sites.ipynb #992f7af2
 SITE_KINDS = ['resid_pre', 'resid_post', 'attn_out', 'z', 'mlp_out', 'result']
-_HEAD_KINDS = ['z', 'result']
 
 
 @dataclass(frozen=True, order=True)
@@ -37,28 +37,41 @@ class Site:
     head: int | None = None  # `None` with the kind `z`: all heads, concatenated
 
     def __post_init__(self):
-        one_of(self.kind, SITE_KINDS, 'kind of site')
-        if (self.head is not None) > (self.kind in _HEAD_KINDS) or (self.head is None) and self.kind == 'result':
-            needs = 'has no head' if self.head is not None else 'needs a head'
-            raise InputError(f"a site of the kind '{self.kind}' {needs}; got head={self.head}.", code='site-head')
-
-    @property
-    def name(self) -> str:
-        "Return the name of the TransformerLens hook."
-        return z_name(self.layer) if self.kind in _HEAD_KINDS else f'blocks.{self.layer}.hook_{self.kind}'
+        _check_head(self)
 
     def __str__(self):
         return f'L{self.layer} {self.kind}' if self.head is None else f'L{self.layer}H{self.head} {self.kind}'
 
     __repr__ = __str__
 
-# %% ../../nbs/features/00_sites.ipynb #25d79d27
+# %% ../../nbs/features/00_sites.ipynb #edfa4c53
+_HEAD_KINDS = ['z', 'result']
+
+
+def _check_head(site):
+    "Raise `InputError` for an unknown kind, a head that the kind does not have, or a missing head."
+    one_of(site.kind, SITE_KINDS, 'kind of site')
+    needs = None
+    if site.head is not None and site.kind not in _HEAD_KINDS:
+        needs = 'has no head'
+    if site.head is None and site.kind == 'result':
+        needs = 'needs a head'
+    if needs:
+        raise InputError(f"a site of the kind '{site.kind}' {needs}; got head={site.head}.", code='site-head')
+
+
+@patch(as_prop=True)
+def name(self: Site) -> str:
+    "Return the name of the TransformerLens hook."
+    return z_name(self.layer) if self.kind in _HEAD_KINDS else f'blocks.{self.layer}.hook_{self.kind}'
+
+# %% ../../nbs/features/00_sites.ipynb #67d938b5
 _SITE_PATTERNS = [
     r'blocks\.(?P<layer>\d+)\.(?:attn\.|mlp\.)?hook_(?P<kind>\w+)',
     r'L(?P<layer>\d+)(?:H(?P<head>\d+))?[ .](?P<kind>\w+)',
 ]
 
-
+# %% ../../nbs/features/00_sites.ipynb #76aa04a6
 def parse_site(
     x,  # 'blocks.5.attn.hook_z', 'L5.z', 'L5 attn_out', 'L20H0', 'L20H0 result', a `Head` or a `Site`
 ) -> Site:  # Raises `InputError` if `x` does not have the form of a site
@@ -78,7 +91,7 @@ def parse_site(
         code='not-a-site',
     )
 
-
+# %% ../../nbs/features/00_sites.ipynb #715a2ef7
 def _site_kind(found):
     "Return the kind that a match names, or None."
     whole = found[0]
@@ -86,7 +99,7 @@ def _site_kind(found):
     kind = kind or found['kind']
     return kind if kind in SITE_KINDS else None
 
-# %% ../../nbs/features/00_sites.ipynb #b9f0869b
+# %% ../../nbs/features/00_sites.ipynb #fcfd325e
 def all_sites(
     model,  # A TransformerLens bridge
     kinds=None,  # Kinds to include; default: all of `SITE_KINDS`
@@ -102,7 +115,20 @@ def all_sites(
             sites += [site for site in own if site.name in hooks]
     return sites
 
-# %% ../../nbs/features/00_sites.ipynb #3b787c07
+# %% ../../nbs/features/00_sites.ipynb #1843b8ac
+def _no_such_site(model, given, known):
+    "Return the error for a site that a model lacks, with the nearest name."
+    names = {str(s) for s in known} | {s.name for s in known}
+    near = difflib.get_close_matches(str(given), sorted(names), n=1, cutoff=0.3)
+    hint = f" Did you mean '{near[0]}'?" if near else ''
+    heads = max(layer_heads(model, layer).n for layer in range(len(model.blocks)))
+    return InputError(
+        f"the model has no site '{given}'.{hint} It has layers 0 to {len(model.blocks) - 1} with heads 0 to "
+        f'{heads - 1}; kinds of site are {", ".join(SITE_KINDS)}.',
+        code='no-such-site',
+    )
+
+# %% ../../nbs/features/00_sites.ipynb #ffb30abc
 _SITES = weakref.WeakKeyDictionary()  # model: its sites, which take long to list
 
 
@@ -125,21 +151,12 @@ def resolve_site(
     except InputError as e:
         if e.code != 'not-a-site':
             raise
-        found = None
-    if found in known:
-        return found
-    names = {str(s): str(s) for s in known} | {s.name: s.name for s in known if s.head is None}
-    given = str(site if found is None else found)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.3)
-    hint = f" Did you mean '{near[0]}'?" if near else ''
-    heads = max(layer_heads(model, layer).n for layer in range(len(model.blocks)))
-    raise InputError(
-        f"the model has no site '{site}'.{hint} It has layers 0 to {len(model.blocks) - 1} with heads 0 to {heads - 1}; "
-        f'kinds of site are {", ".join(SITE_KINDS)}.',
-        code='no-such-site',
-    )
+        raise _no_such_site(model, site, known) from e
+    if found not in known:
+        raise _no_such_site(model, site, known)
+    return found
 
-# %% ../../nbs/features/00_sites.ipynb #9db0529b
+# %% ../../nbs/features/00_sites.ipynb #d465d803
 def site_width(
     model,  # A TransformerLens bridge
     site,  # A site in any spelling
@@ -151,7 +168,7 @@ def site_width(
     own = layer_heads(model, site.layer)
     return own.size if site.head is not None else own.n * own.size
 
-# %% ../../nbs/features/00_sites.ipynb #61ad228d
+# %% ../../nbs/features/00_sites.ipynb #a02d8405
 class _Enough(Exception):
     "Ends a forward pass when every site has been read."
 
@@ -172,7 +189,7 @@ def _full_forward(model, ids, lengths=None):
         out = model.original_model(ids)
     return getattr(out, 'logits', out)
 
-# %% ../../nbs/features/00_sites.ipynb #e7f41e54
+# %% ../../nbs/features/00_sites.ipynb #825069c7
 def _flat_z(model, layer, z):
     "Return the `z` of a layer with heads concatenated, [row, position, n_heads * d_head]."
     own = layer_heads(model, layer)
@@ -190,7 +207,7 @@ def _read_hooks(model, site, keep):
     part = slice(None) if site.head is None else slice(site.head * size, (site.head + 1) * size)
     return [(site.name, lambda z, hook: keep(site, _flat_z(model, site.layer, z)[..., part]))]
 
-# %% ../../nbs/features/00_sites.ipynb #5dc8dd4d
+# %% ../../nbs/features/00_sites.ipynb #765698ee
 @torch.no_grad()
 def read_sites(
     model,  # A TransformerLens bridge
@@ -214,7 +231,7 @@ def read_sites(
         _check_activation(model, site, x, lengths)
     return {site: kept[site] for site in sites}
 
-# %% ../../nbs/features/00_sites.ipynb #e3a0d20c
+# %% ../../nbs/features/00_sites.ipynb #4e3c2bcf
 def _check_activation(model, site, x, lengths):
     "Raise `InputError` if an activation is not finite."
     bad = ~torch.isfinite(x).all(-1)
@@ -229,17 +246,18 @@ def _check_activation(model, site, x, lengths):
             code='not-finite',
         )
 
-# %% ../../nbs/features/00_sites.ipynb #399d3461
+# %% ../../nbs/features/00_sites.ipynb #4bb5fad9
 def _edit_z(model, site, function, z):
     "Return `z`, in the layout of the hook, with the part of a site replaced."
     own = layer_heads(model, site.layer)
     flat = _flat_z(model, site.layer, z)
     if site.head is None:
         return function(flat).reshape(z.shape).to(z.dtype)
-    part = slice(site.head * own.size, (site.head + 1) * own.size)
-    return torch.cat([flat[..., : part.start], function(flat[..., part]), flat[..., part.stop :]], -1).view(z.shape)
+    start, stop = site.head * own.size, (site.head + 1) * own.size
+    new = function(flat[..., start:stop]).to(z.dtype)
+    return torch.cat([flat[..., :start], new, flat[..., stop:]], -1).view(z.shape)
 
-
+# %% ../../nbs/features/00_sites.ipynb #0297c707
 def _result_hooks(model, site, function):
     "Return hooks that add the change of what one head writes to the output of attention."
     kept = {}
@@ -254,7 +272,7 @@ def _result_hooks(model, site, function):
 
     return [*z_hooks(model, site.layer, keep), (f'blocks.{site.layer}.hook_attn_out', add_change)]
 
-# %% ../../nbs/features/00_sites.ipynb #3c1e70c7
+# %% ../../nbs/features/00_sites.ipynb #22b59da7
 def _edit_hooks(model, site, function):
     "Return the hooks that replace the activation of a site."
     if site.kind == 'result':
@@ -267,7 +285,7 @@ def _edit_hooks(model, site, function):
 @contextlib.contextmanager
 def edited(
     model,  # A TransformerLens bridge
-    edits: dict,  # {site: function of the activation [row, position, width] that returns one of the same shape}
+    edits: dict,  # {site: function of the activation, float32 [row, position, width], that returns a new one}
 ):  # Yields the model
     "Replace activations in every forward pass inside the block; gradients flow through the functions."
     sites = {resolve_site(model, site): function for site, function in edits.items()}
@@ -275,16 +293,16 @@ def edited(
     with hooked(model, hooks):
         yield model
 
-
+# %% ../../nbs/features/00_sites.ipynb #d4709451
 def _same_shape(site, function, x):
     "Return what an edit returns; raise `InputError` if its shape differs from that of the activation."
-    new = function(x)
+    new = function(x.float())
     if not torch.is_tensor(new) or new.shape != x.shape:
         given = list(new.shape) if torch.is_tensor(new) else type(new).__name__
         raise InputError(f'the edit of {site} must return a tensor of shape {list(x.shape)}, got {given}.', code='edit')
     return new
 
-# %% ../../nbs/features/00_sites.ipynb #5855264c
+# %% ../../nbs/features/00_sites.ipynb #f2e42699
 def token_logits(
     model,  # A TransformerLens bridge
     ids,  # Token ids, int [row, position]
@@ -293,7 +311,7 @@ def token_logits(
     "Return the logits at every position."
     return _full_forward(model, ids, lengths)
 
-
+# %% ../../nbs/features/00_sites.ipynb #038a27ca
 def token_losses(
     model,  # A TransformerLens bridge
     ids,  # Token ids, int [row, position]
@@ -302,9 +320,8 @@ def token_losses(
     "Return the cross-entropy of each next token."
     ids = as_ids(model, ids).long()
     logits = token_logits(model, ids, lengths)[:, :-1]
-    losses = torch.stack(
-        [F.cross_entropy(x.float(), target, reduction='none') for x, target in zip(logits, ids[:, 1:])]
-    )
+    rows = zip(logits, ids[:, 1:])  # one row at a time, because logits are large
+    losses = torch.stack([F.cross_entropy(x.float(), target, reduction='none') for x, target in rows])
     if lengths is None:
         return losses
     inside = torch.arange(1, ids.shape[1]) < torch.as_tensor(lengths)[:, None]

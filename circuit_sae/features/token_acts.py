@@ -6,9 +6,10 @@
 __all__ = ['Documents', 'task_documents', 'text_documents', 'installed_prose', 'model_documents', 'TokenActs', 'as_documents',
            'token_acts']
 
-# %% ../../nbs/features/01_token_acts.ipynb #07cbc272
+# %% ../../nbs/features/01_token_acts.ipynb #514282fd
 import ast
 import tempfile
+from functools import partial
 from importlib import metadata
 
 import numpy as np
@@ -19,10 +20,10 @@ from ..core import InputError, fingerprint, progress
 from ..data.batches import bind_task, pad_rows
 from ..data.tasks import Encoder, Task
 from .sites import Site, read_sites, resolve_site, site_width
-from ..models.forward import as_ids, check_length, forward, last_logits
+from ..models.forward import check_length, forward, last_logits
 from ..models.load import model_identity
 
-# %% ../../nbs/features/01_token_acts.ipynb #5d31af8f
+# %% ../../nbs/features/01_token_acts.ipynb #944fb148
 class Documents:
     "Hold texts as token ids of one model, and say where they come from."
 
@@ -51,7 +52,7 @@ class Documents:
     def __repr__(self):
         return f'Documents: {len(self)} of {self.name}, {self.n_tokens:,} tokens'
 
-# %% ../../nbs/features/01_token_acts.ipynb #5402dea5
+# %% ../../nbs/features/01_token_acts.ipynb #e088a9f7
 @patch
 def take(
     self: Documents,
@@ -61,7 +62,7 @@ def take(
     chosen = np.arange(len(self))[slice(rows) if isinstance(rows, int) else rows]
     return Documents([self.ids[i] for i in chosen], self.name, self.groups[chosen], self.made_from)
 
-
+# %% ../../nbs/features/01_token_acts.ipynb #55cc0c4e
 @patch
 def split(
     self: Documents,
@@ -81,7 +82,7 @@ def split(
     second = np.isin(self.groups, groups[:n])
     return self.take(~second), self.take(second)
 
-# %% ../../nbs/features/01_token_acts.ipynb #69195826
+# %% ../../nbs/features/01_token_acts.ipynb #306a11a9
 @patch
 def batches(
     self: Documents,
@@ -95,17 +96,12 @@ def batches(
         yield rows, pad_rows(chosen), np.array([len(row) for row in chosen])
 
 
-@patch
-def fingerprint(
-    self: Documents,
-) -> str:  # 16 hex digits
+@patch(as_prop=True)
+def hash(self: Documents) -> str:  # 16 hex digits
     "Return a hash of the token ids."
-    return _hash(self.ids)
+    return fingerprint(self.ids)
 
-
-_hash = fingerprint
-
-# %% ../../nbs/features/01_token_acts.ipynb #f36cecfb
+# %% ../../nbs/features/01_token_acts.ipynb #32eedae6
 def task_documents(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
@@ -115,7 +111,7 @@ def task_documents(
     groups = np.tile(np.arange(bound.n), 2)
     return Documents(bound.tokens.ids, f"prompts of '{bound.name}'", groups, dict(task=bound.identity))
 
-# %% ../../nbs/features/01_token_acts.ipynb #986fcf8f
+# %% ../../nbs/features/01_token_acts.ipynb #6a82faaf
 def _pieces(encoder, text, context):
     "Return the token ids of a text in pieces of `context` tokens, BOS first if the model has one."
     ids = encoder.tokenizer(text, add_special_tokens=False, verbose=False)['input_ids']
@@ -132,7 +128,7 @@ def _too_short(i, text, n, context):
         code='text-too-short',
     )
 
-# %% ../../nbs/features/01_token_acts.ipynb #c4ed44f6
+# %% ../../nbs/features/01_token_acts.ipynb #a4674236
 def text_documents(
     model,  # A TransformerLens bridge
     texts,  # A text, or a list of texts
@@ -159,7 +155,7 @@ def text_documents(
     keep = slice(max_documents)
     return Documents(ids[keep], name, groups[keep], dict(context=context, text=fingerprint(texts)))
 
-# %% ../../nbs/features/01_token_acts.ipynb #0174a7cc
+# %% ../../nbs/features/01_token_acts.ipynb #449ca67b
 def _docstrings(package):
     "Yield the docstrings of a package's modules, classes and functions; nothing is imported."
     for file in sorted(metadata.files(package) or [], key=str):
@@ -180,7 +176,7 @@ def _python_topics():
 
     yield from topics.values()
 
-# %% ../../nbs/features/01_token_acts.ipynb #93628028
+# %% ../../nbs/features/01_token_acts.ipynb #f0a11732
 def installed_prose(
     *packages,  # Installed packages, such as 'numpy'; 'python' for the topics of Python's `help`; default: 'python'
     max_chars: int = 1_000_000,  # Stop after so many characters
@@ -196,12 +192,11 @@ def installed_prose(
                     texts.append(text)
                     total += len(text)
         except metadata.PackageNotFoundError as e:
-            raise InputError(
-                f"the package '{package}' is not installed. Install it, or name another.", code='no-text'
-            ) from e
+            text = f"the package '{package}' is not installed. Install it, or name another."
+            raise InputError(text, code='no-text') from e
     return texts
 
-# %% ../../nbs/features/01_token_acts.ipynb #de9dd16a
+# %% ../../nbs/features/01_token_acts.ipynb #17c3b107
 def _start_ids(encoder, n, g, d_vocab):
     "Return the first tokens, int [n, 1]: BOS, or random ones if the model has none."
     if encoder.bos is not None:
@@ -216,7 +211,7 @@ def _continue(model, ids, out):
         return forward(model, ids)
     return forward(model, ids[:, -1:], start=ids.shape[1] - 1, past_key_values=cache)
 
-
+# %% ../../nbs/features/01_token_acts.ipynb #88f57620
 @torch.inference_mode()
 def _sample(model, encoder, n, context, temperature, g):
     "Return sampled token ids, int [n, context]."
@@ -230,7 +225,7 @@ def _sample(model, encoder, n, context, temperature, g):
         ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=g)], 1)
     return ids
 
-# %% ../../nbs/features/01_token_acts.ipynb #d252bd95
+# %% ../../nbs/features/01_token_acts.ipynb #b2250940
 def model_documents(
     model,  # A TransformerLens bridge
     n: int = 200,  # Number of documents
@@ -248,7 +243,7 @@ def model_documents(
     made_from = dict(context=context, seed=seed, temperature=temperature, model=model_identity(model))
     return Documents(torch.cat(rows).tolist(), 'text sampled from the model', None, made_from)
 
-# %% ../../nbs/features/01_token_acts.ipynb #25b82c4d
+# %% ../../nbs/features/01_token_acts.ipynb #3b11f42a
 class TokenActs:
     "Hold the activation of one site at every token of some documents."
 
@@ -265,22 +260,29 @@ class TokenActs:
         self.documents = documents
         self.model = model
         self.skip = skip
-        kept = [range(min(skip, len(row)), len(row)) for row in documents.ids]
-        self.document = np.repeat(np.arange(len(kept)), [len(r) for r in kept])
-        self.position = np.concatenate([np.asarray(r, dtype=int) for r in kept])
-
-    @property
-    def width(self) -> int:
-        "Return the width of the activation."
-        return self.x.shape[1]
+        self.document, self.position = _places(documents.ids, skip)
 
     def __len__(self):
         return len(self.x)
 
-    def __repr__(self):
-        return f'TokenActs of {self.site} in {self.model["name"]}: {len(self):,} tokens of {self.documents.name}'
+# %% ../../nbs/features/01_token_acts.ipynb #ef86e4d7
+def _places(ids, skip):
+    "Return document and position of each token that is kept, int [token] each."
+    kept = [np.arange(min(skip, len(row)), len(row)) for row in ids]
+    return np.repeat(np.arange(len(kept)), [len(r) for r in kept]), np.concatenate(kept)
 
-# %% ../../nbs/features/01_token_acts.ipynb #f9d0d0f0
+
+@patch
+def __repr__(self: TokenActs):
+    return f'TokenActs of {self.site} in {self.model["name"]}: {len(self):,} tokens of {self.documents.name}'
+
+
+@patch(as_prop=True)
+def width(self: TokenActs) -> int:
+    "Return the width of the activation."
+    return self.x.shape[1]
+
+# %% ../../nbs/features/01_token_acts.ipynb #606cdf0e
 @patch(as_prop=True)
 def token(self: TokenActs) -> np.ndarray:
     "Return the id of each token, int [token]."
@@ -291,16 +293,10 @@ def token(self: TokenActs) -> np.ndarray:
 @patch(as_prop=True)
 def made_from(self: TokenActs) -> dict:
     "Return what names these activations in saved files."
-    text = dict(name=self.documents.name, documents=self.documents.fingerprint(), n_tokens=len(self), skip=self.skip)
+    text = dict(name=self.documents.name, documents=self.documents.hash, n_tokens=len(self), skip=self.skip)
     return dict(model=self.model, site=str(self.site), text=text | self.documents.made_from)
 
-
-@patch
-def scale(self: TokenActs, n: int = 20_000) -> float:
-    "Return the factor after which the mean square of an entry is 1, from the first `n` tokens."
-    return float(1 / self.x[:n].double().pow(2).mean().sqrt().clamp_min(1e-12))
-
-# %% ../../nbs/features/01_token_acts.ipynb #971fffb9
+# %% ../../nbs/features/01_token_acts.ipynb #ca2aa6c0
 def _empty_rows(n, width, in_file, folder):
     "Return a float32 tensor [n, width], in memory or in a temporary file that disappears with the tensor."
     if not in_file:
@@ -309,15 +305,31 @@ def _empty_rows(n, width, in_file, folder):
         return torch.from_numpy(np.memmap(file, dtype=np.float32, mode='w+', shape=(n, width)))
 
 
-def as_documents(model, text):
-    "Return `Documents` from what the user gave."
+def as_documents(
+    model,  # A TransformerLens bridge
+    text,  # `Documents`, a `Task`, a `BoundTask`, a text or a list of texts
+) -> Documents:
+    "Return the documents of any kind of text."
     if isinstance(text, Documents):
         return text
-    if isinstance(text, str) or isinstance(text, (list, tuple)):
+    if isinstance(text, (str, list, tuple)):
         return text_documents(model, text)
     return task_documents(text) if not isinstance(text, Task) else task_documents(model, text)
 
-# %% ../../nbs/features/01_token_acts.ipynb #ed6336e1
+# %% ../../nbs/features/01_token_acts.ipynb #e31794dd
+def _read_rows(model, documents, sites, skip, batch_size, empty):
+    "Return {site: activations at every token, float32 [token, width]}, in the order of the documents."
+    counts = [max(len(row) - skip, 0) for row in documents.ids]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    rows = {site: empty(int(starts[-1]), site_width(model, site)) for site in sites}
+    n_batches = -(-len(documents) // batch_size)
+    for numbers, ids, lengths in progress(documents.batches(batch_size), 'reading activations', n_batches, 'batch'):
+        for site, x in read_sites(model, ids, sites, lengths).items():
+            for i, document in enumerate(numbers):
+                rows[site][starts[document] : starts[document + 1]] = x[i, skip : lengths[i]].cpu()
+    return rows
+
+# %% ../../nbs/features/01_token_acts.ipynb #b19d377b
 def token_acts(
     model,  # A TransformerLens bridge
     text,  # `Documents`, a `Task`, a `BoundTask`, or texts
@@ -333,17 +345,11 @@ def token_acts(
     2. Write the rows of each document, without its first `skip` positions, at their place in one array a site.
     """
     documents = as_documents(model, text)
-    resolved = [resolve_site(model, s) for s in (sites if isinstance(sites, (list, tuple)) else [sites])]
-    counts = [max(len(row) - skip, 0) for row in documents.ids]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    widths = {site: site_width(model, site) for site in resolved}
-    in_file = 4 * int(starts[-1]) * sum(widths.values()) > max_bytes
-    rows = {site: _empty_rows(int(starts[-1]), width, in_file, folder) for site, width in widths.items()}
-    n_batches = -(-len(documents) // batch_size)
-    for numbers, ids, lengths in progress(documents.batches(batch_size), 'reading activations', n_batches, 'batch'):
-        for site, x in read_sites(model, ids, resolved, lengths).items():
-            for i, document in enumerate(numbers):
-                rows[site][starts[document] : starts[document + 1]] = x[i, skip : lengths[i]].cpu()
+    several = isinstance(sites, (list, tuple))
+    resolved = [resolve_site(model, s) for s in (sites if several else [sites])]
+    total = 4 * documents.n_tokens * sum(site_width(model, site) for site in resolved)
+    empty = partial(_empty_rows, in_file=total > max_bytes, folder=folder)
+    rows = _read_rows(model, documents, resolved, skip, batch_size, empty)
     identity = model_identity(model)
     found = {site: TokenActs(site, x, documents, identity, skip) for site, x in rows.items()}
-    return found if isinstance(sites, (list, tuple)) else found[resolved[0]]
+    return found if several else found[resolved[0]]

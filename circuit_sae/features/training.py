@@ -4,26 +4,26 @@
 
 # %% auto #0
 __all__ = ['BANDWIDTH', 'dictionary_loss', 'batch_rows', 'TrainingStopped', 'train_dictionary', 'fit_figures', 'DictionaryScores',
-           'evaluate_dictionary', 'plot_history']
+           'evaluate_dictionaries', 'evaluate_dictionary', 'plot_history']
 
-# %% ../../nbs/features/03_training.ipynb #51dc8609
+# %% ../../nbs/features/03_training.ipynb #98a65f8b
 import copy
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from fastcore.basics import patch
-from torch.nn.functional import normalize
+from torch.nn import functional as F
 
-from ..core import InputError, one_of, progress, whole_file
-from .dictionary import SPARSE_KINDS, Dictionary, SparseDictionary, check_dictionary
+from ..core import InputError, fingerprint, one_of, progress, whole_file
+from .dictionary import SPARSE_KINDS, Dictionary, SparseDictionary, check_dictionary, keep_largest
 from .sites import edited, token_losses
-from .token_acts import Documents, TokenActs, as_documents
+from .token_acts import TokenActs, as_documents
 
-# %% ../../nbs/features/03_training.ipynb #62a37c2e
+# %% ../../nbs/features/03_training.ipynb #b25a21af
 BANDWIDTH = 0.05  # width of the window in which thresholds of 'jumprelu' get gradients, for entries of mean square 1
 
 
@@ -43,17 +43,31 @@ class _Jump(torch.autograd.Function):
         by_threshold = -(window * (threshold * g_c + g_l0[..., None])).flatten(0, -2).sum(0)
         return active * g_c, by_threshold
 
-# %% ../../nbs/features/03_training.ipynb #20a7b6b5
+# %% ../../nbs/features/03_training.ipynb #707b13ff
+def _before_activation(dictionary, x):
+    "Return the coefficients before the activation function, without a gradient for every token by the decoder's bias."
+    E = dictionary.encoder
+    return torch.addmm(dictionary.b_enc - dictionary.b_dec @ E, x, E)
+
+
+def _sum_of_largest(dictionary, p):
+    "Return reconstruction and coefficients of 'topk'; only the directions of active features are read."
+    largest = torch.relu(p).topk(min(dictionary.k, p.shape[1]), -1, sorted=False)
+    W, c = dictionary.W_dec, torch.zeros_like(p)
+    x_hat = F.embedding_bag(largest.indices, W, per_sample_weights=largest.values, mode='sum') + dictionary.b_dec
+    return x_hat, c.scatter_(-1, largest.indices, largest.values.detach())
+
+# %% ../../nbs/features/03_training.ipynb #ae4da3a0
 def _aux_loss(dictionary, p, error, dead):
     "Return the error that remains when the `d_in / 2` strongest dead features reconstruct the error (AuxK)."
-    k = min(int(dead.sum()), dictionary.d_in // 2)
+    dead = dead.nonzero().flatten()
+    k = min(len(dead), dictionary.d_in // 2)
     if not k:
         return 0.0
-    strongest = torch.where(dead, p, -torch.inf).topk(k, -1)
-    c = torch.zeros_like(p).scatter(-1, strongest.indices, torch.relu(strongest.values))
-    return (error.detach() - c @ dictionary.directions).pow(2).mean()
+    c = keep_largest(torch.relu(p[:, dead]), k)
+    return (error.detach() - c @ dictionary.W_dec[dead]).pow(2).mean()
 
-
+# %% ../../nbs/features/03_training.ipynb #a57f974a
 def dictionary_loss(
     dictionary: SparseDictionary,  # The dictionary
     x: torch.Tensor,  # Activations, float [token, d_in]
@@ -63,19 +77,24 @@ def dictionary_loss(
     dead=None,  # Which features are dead, bool [width]
 ) -> tuple:  # Loss, a scalar; reconstruction [token, d_in]; coefficients [token, width]
     "Return the training loss of a dictionary."
+    p = _before_activation(dictionary, x)
     if dictionary.kind == 'jumprelu':
-        c, n_active = _Jump.apply(dictionary.before_activation(x), dictionary.threshold)
+        c, n_active = _Jump.apply(p, dictionary.threshold)
         x_hat = dictionary.decode(c)
         return (x - x_hat).pow(2).mean() + l0 * n_active.mean(), x_hat, c
-    x_hat, c = dictionary(x)
+    if dictionary.kind == 'topk':
+        x_hat, c = _sum_of_largest(dictionary, p)
+    else:
+        c = dictionary.activate(p)
+        x_hat = dictionary.decode(c)
     loss = (x - x_hat).pow(2).mean()
     if dictionary.k is None:
         loss = loss + l1 * c.sum(-1).mean()
     elif aux and dead is not None:
-        loss = loss + aux * _aux_loss(dictionary, dictionary.before_activation(x), x - x_hat, dead)
+        loss = loss + aux * _aux_loss(dictionary, p, x - x_hat, dead)
     return loss, x_hat, c
 
-# %% ../../nbs/features/03_training.ipynb #d403b714
+# %% ../../nbs/features/03_training.ipynb #93fb5a3c
 @lru_cache(2)
 def _order(n, seed, epoch):
     "Return the order of the tokens in one pass through all of them."
@@ -97,22 +116,22 @@ def batch_rows(
         parts.append(_order(n, seed, at // n)[at % n : at % n + left])
     return torch.cat(parts)
 
-# %% ../../nbs/features/03_training.ipynb #65b78490
+# %% ../../nbs/features/03_training.ipynb #f42cf037
 @torch.no_grad()
 def _constrain(dictionary):
     "Scale directions to unit norm; keep thresholds at 0 or above."
     dictionary.W_dec.div_(dictionary.W_dec.norm(dim=1, keepdim=True).clamp_min_(1e-12))
     dictionary.threshold.clamp_min_(0)
 
-
+# %% ../../nbs/features/03_training.ipynb #a4cbcd40
 @torch.no_grad()
-def _revive(dictionary, optimizer, x, error, dead, seed):
+def _revive(dictionary, optimizer, error, dead, seed):
     "Give dead features the directions of badly reconstructed tokens, and forget what Adam knows of them."
     dead = dead.nonzero().flatten()
     g = torch.Generator().manual_seed(seed)
     weight = error.pow(2).sum(1).double().cpu()
     rows = torch.multinomial(weight / weight.sum(), len(dead), replacement=True, generator=g)
-    directions = normalize(error[rows.to(error.device)], dim=1)
+    directions = F.normalize(error[rows.to(error.device)], dim=1)
     size = 0.2 * dictionary.W_enc.norm(dim=0).mean()
     dictionary.W_dec[dead] = directions
     dictionary.W_enc[:, dead] = size * directions.T
@@ -122,7 +141,7 @@ def _revive(dictionary, optimizer, x, error, dead, seed):
         optimizer.state[dictionary.W_enc][name][:, dead] = 0
         optimizer.state[dictionary.b_enc][name][dead] = 0
 
-# %% ../../nbs/features/03_training.ipynb #355bc50b
+# %% ../../nbs/features/03_training.ipynb #19d9d3ef
 @torch.no_grad()
 def _calibrate(dictionary, x):
     "Set the threshold of 'batchtopk' so that `k` features are active at a token of `x` on average."
@@ -141,26 +160,20 @@ def _rescaled(dictionary, scale):
         p.div_(scale)
     return copied.requires_grad_(False).eval()
 
-# %% ../../nbs/features/03_training.ipynb #10903548
+# %% ../../nbs/features/03_training.ipynb #2fcb2a48
 class _Training:
     "Hold the state of one training: dictionary, optimizer, and the tokens since each feature was active."
 
-    def __init__(self, x, settings, device):
+    def __init__(self, acts, x, settings, device):
+        self.acts = acts
         self.x = x
         self.settings = settings
         self.device = device
-        s = settings
-        dictionary = SparseDictionary(s['d_in'], s['width'], s['kind'], s['k'], s['seed'])
-        self.dictionary = dictionary.to(device)
-        first = self.batch(0)
-        if not dictionary.tied:
-            dictionary.b_dec.data.copy_(first.mean(0))
-        if s['kind'] == 'jumprelu':
-            dictionary.threshold.data.fill_(2 * BANDWIDTH)
-        self.parameters = [p for p in dictionary.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=s['lr'], fused=True)
+        self.dictionary = _start(settings, self.batch(0)).to(device)
+        self.parameters = [p for p in self.dictionary.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=settings['lr'], fused=True)
         self.step = 0
-        self.inactive = torch.zeros(s['width'], dtype=torch.long, device=device)
+        self.inactive = torch.zeros(settings['width'], dtype=torch.long, device=device)
         self.history = []
 
     def batch(self, step):
@@ -168,7 +181,18 @@ class _Training:
         rows = batch_rows(len(self.x), self.settings['batch'], step, self.settings['seed'])
         return self.x[rows].to(self.device) * self.settings['scale']
 
-# %% ../../nbs/features/03_training.ipynb #5e698054
+# %% ../../nbs/features/03_training.ipynb #a2af5028
+def _start(settings, x):
+    "Return the dictionary before the first step; its reconstruction begins at the mean of a batch."
+    s = settings
+    dictionary = SparseDictionary(s['d_in'], s['width'], s['kind'], s['k'], s['seed'])
+    if not dictionary.tied:
+        dictionary.b_dec.data.copy_(x.mean(0))
+    if s['kind'] == 'jumprelu':
+        dictionary.threshold.data.fill_(2 * BANDWIDTH)
+    return dictionary
+
+# %% ../../nbs/features/03_training.ipynb #92d6ac57
 @patch
 def state(self: _Training):
     "Return a copy of all that the next step depends on."
@@ -186,26 +210,42 @@ def restore(self: _Training, state):
     self.dictionary.load_state_dict(state['weights'])
     self.optimizer.load_state_dict(state['optimizer'])
 
-
+# %% ../../nbs/features/03_training.ipynb #fba9ba5d
 @patch
-def result(self: _Training, place, made_from):
+def result(self: _Training):
     "Return the dictionary in the units of the model."
     rows = batch_rows(len(self.x), min(8192, len(self.x)), 0, self.settings['seed'])
     _calibrate(self.dictionary, self.x[rows].to(self.device) * self.settings['scale'])
     found = _rescaled(self.dictionary, self.settings['scale']).cpu()
-    found.site, found.model = place
-    found.made_from = made_from | dict(training=dict(self.settings), history=list(self.history), steps_done=self.step)
+    if isinstance(self.acts, TokenActs):
+        found.site, found.model, found.made_from = self.acts.site, self.acts.model, self.acts.made_from
+    found.made_from |= dict(training=dict(self.settings), history=list(self.history), steps_done=self.step)
     return found
 
-# %% ../../nbs/features/03_training.ipynb #c70e91a5
+# %% ../../nbs/features/03_training.ipynb #275bf057
 @patch
-def take_step(self: _Training):
-    "Take one step; return loss, explained variance and L0 of the batch, or None if something is not finite."
+def set_rate(self: _Training):
+    "Set the learning rate of the step."
     s = self.settings
-    x = self.batch(self.step)
     rate = min(1.0, (s['steps'] - self.step) / max(1, s['steps'] // 5))
     for group in self.optimizer.param_groups:
         group['lr'] = s['lr'] * rate
+
+
+@patch
+def revive_dead(self: _Training, error, dead):
+    "Give dead features new directions, if it is time for it."
+    s = self.settings
+    if s['revive'] and self.step % s['revive'] == 0 and self.step < 0.7 * s['steps'] and dead.any():
+        _revive(self.dictionary, self.optimizer, error, dead, s['seed'] + self.step)
+        self.inactive[dead] = 0
+
+# %% ../../nbs/features/03_training.ipynb #3112e406
+@patch
+def take_step(self: _Training):
+    "Take one step; return loss, error, activations and coefficients, or None if something is not finite."
+    s = self.settings
+    x = self.batch(self.step)
     dead = self.inactive > s['dead_after']
     loss, x_hat, c = dictionary_loss(self.dictionary, x, s['l1'], s['l0'], s['aux'], dead)
     self.optimizer.zero_grad()
@@ -213,79 +253,82 @@ def take_step(self: _Training):
     size = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
     if not math.isfinite(loss.item()) or not torch.isfinite(size):
         return None
+    self.set_rate()
     self.optimizer.step()
     _constrain(self.dictionary)
     self.inactive = torch.where((c > 0).any(0), 0, self.inactive + len(x))
     self.step += 1
     error = (x - x_hat).detach()
-    if s['revive'] and self.step % s['revive'] == 0 and self.step < 0.7 * s['steps'] and dead.any():
-        _revive(self.dictionary, self.optimizer, x, error, dead, s['seed'] + self.step)
-        self.inactive[dead] = 0
+    self.revive_dead(error, dead)
     return loss.detach(), error, x, c.detach()
 
-# %% ../../nbs/features/03_training.ipynb #8c8e33d8
+# %% ../../nbs/features/03_training.ipynb #d6b7d820
 @patch
 @torch.no_grad()
-def record(self: _Training, taken, measure):
+def record(self: _Training, taken, held_out, model):
     "Append one line to the history."
     loss, error, x, c = taken
     line = dict(step=self.step, loss=loss.item(), l0=(c > 0).sum(1).float().mean().item())
     line['explained_variance'] = 1 - (error.pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item()
     line['dead'] = (self.inactive > self.settings['dead_after']).float().mean().item()
-    self.history.append(line | measure())
+    if held_out is not None:
+        line |= _on_held_out(self.result(), held_out, model)
+    self.history.append(line)
 
-# %% ../../nbs/features/03_training.ipynb #a4d4df81
+# %% ../../nbs/features/03_training.ipynb #58b95066
 class TrainingStopped(InputError):
-    "Report a training whose loss is not finite; `dictionary` is the last good state, of step `good_step`."
+    "Report a training whose loss is not finite."
 
-    dictionary: SparseDictionary
-    step: int
-    good_step: int
+    dictionary: SparseDictionary  # The last good state
+    good_step: int  # Steps that it has taken
+    step: int  # The step in which the loss was not finite
 
 
-def _stopped(training, good, finish, checkpoint):
-    "Return the error for a loss that is not finite; restore the last good state."
-    step = training.step
-    x = training.batch(step)
-    bad = int((~torch.isfinite(x)).any(1).sum())
-    why = f'the learning rate may be too large ({training.settings["lr"]})'
+def _reason(training):
+    "Return why the loss of the next step may be infinite."
+    bad = int((~(training.batch(training.step).abs() < 1e18)).any(1).sum())
     if bad:
-        why = f'{bad} tokens of this batch hold NaN or infinity'
+        return f'{bad} tokens of this batch hold NaN or numbers above 1e18'
+    return f'the learning rate may be too large ({training.settings["lr"]})'
+
+# %% ../../nbs/features/03_training.ipynb #5399fe72
+def _stopped(training, good, checkpoint):
+    "Return the error for a loss that is not finite; restore the last good state."
+    step, why = training.step + 1, _reason(training)
     training.restore(good)
     kept = f" and in '{checkpoint}'" if checkpoint else ''
     error = TrainingStopped(
-        f'the loss or its gradient became NaN or infinite in step {step + 1} of {training.settings["steps"]}: {why}. '
+        f'the loss or its gradient became NaN or infinite in step {step} of {training.settings["steps"]}: {why}. '
         f'The state after step {training.step} is kept in the attribute `dictionary` of this error{kept}.',
         code='diverged',
     )
-    error.dictionary, error.step, error.good_step = finish(), step + 1, training.step
+    error.dictionary, error.step, error.good_step = training.result(), step, training.step
     return error
 
-# %% ../../nbs/features/03_training.ipynb #8b3769ea
-def _run_steps(training, until, every, checkpoint, measure, finish):
+# %% ../../nbs/features/03_training.ipynb #443eb280
+def _run_steps(training, until, every, checkpoint, held_out, model):
     "Take steps until `until`; record, and save the state, every `every` steps."
-    steps = training.settings['steps']
     good = training.state()
-    with progress(None, 'training the dictionary', steps, 'step') as bar:
+    with progress(None, 'training the dictionary', training.settings['steps'], 'step') as bar:
         bar.update(training.step)
         while training.step < until:
             taken = training.take_step()
             if taken is None:
-                raise _stopped(training, good, finish, checkpoint)
+                raise _stopped(training, good, checkpoint)
             bar.update()
             if training.step % every == 0 or training.step == until:
-                training.record(taken, measure)
+                training.record(taken, held_out, model)
                 good = training.state()
-                if checkpoint:
-                    _save_state(checkpoint, good)
+                _save_state(checkpoint, good)
 
-
+# %% ../../nbs/features/03_training.ipynb #b434c1a6
 def _save_state(path, state):
-    "Write a state completely or not at all."
-    with whole_file(path) as p:
-        torch.save(state, p)
+    "Write a state completely or not at all; do nothing without a path."
+    if path:
+        with whole_file(path) as p:
+            torch.save(state, p)
 
-
+# %% ../../nbs/features/03_training.ipynb #368b0aa3
 def _read_state(path, settings):
     "Return the state in a checkpoint; raise `InputError` if it belongs to another training."
     try:
@@ -303,46 +346,37 @@ def _read_state(path, settings):
         )
     return state
 
-# %% ../../nbs/features/03_training.ipynb #3fce1802
-def _settings(acts, kind, width, k, l1, l0, lr, steps, batch, seed, normalise, aux, dead_after):
-    "Return the settings of a training by name, defaults filled in; raise `InputError` for values out of range."
-    n, d_in = acts.shape
-    one_of(kind, [name for name in SPARSE_KINDS if name != 'argmax'], 'kind of dictionary')
-    batch = min(batch, n)
-    settings = dict(kind=kind, d_in=d_in, width=width or 8 * d_in, k=k, l1=l1, l0=l0, lr=lr, steps=steps)
-    settings |= dict(batch=batch, seed=seed, aux=aux, dead_after=dead_after or 50 * batch)
+# %% ../../nbs/features/03_training.ipynb #f1dd7aa0
+def _settings(x, given, normalise):
+    "Return the settings of a training, defaults filled in; raise `InputError` for values out of range."
+    n, d_in = x.shape
+    s = given | dict(d_in=d_in, batch=min(given['batch'], n), width=given['width'] or 8 * d_in)
+    s['dead_after'] = s['dead_after'] or 50 * s['batch']
+    one_of(s['kind'], [name for name in SPARSE_KINDS if name != 'argmax'], 'kind of dictionary')
     for name in ('width', 'k', 'steps', 'batch', 'lr', 'dead_after'):
-        if not settings[name] > 0:
-            raise InputError(f'{name} must be above 0, got {settings[name]}.', code='training-setting')
-    settings['revive'] = max(1, steps // 10) if kind in ('relu', 'jumprelu') else 0
-    settings['scale'] = _scale(acts) if normalise else 1.0
-    settings['acts'] = _acts_hash(acts)
-    return settings
+        if not s[name] > 0:
+            raise InputError(f'{name} must be above 0, got {s[name]}.', code='training-setting')
+    s['revive'] = max(1, s['steps'] // 10) if s['kind'] in ('relu', 'jumprelu') else 0
+    s['scale'] = _scale(x) if normalise else 1.0
+    s['acts'] = fingerprint(list(x.shape), x[:: max(1, n // 64)].contiguous())
+    return s
 
-# %% ../../nbs/features/03_training.ipynb #82670670
+# %% ../../nbs/features/03_training.ipynb #945161be
 def _scale(x, n=20_000):
     "Return the factor after which the mean square of an entry is 1."
     return float(1 / x[:n].double().pow(2).mean().sqrt().clamp_min(1e-12))
 
 
-def _acts_hash(x):
-    "Return a hash of shape and some rows of the activations."
-    from circuit_sae.core import fingerprint
-
-    return fingerprint(list(x.shape), x[:: max(1, len(x) // 64)].contiguous())
-
-
 def _check_finite(x, chunk=65_536):
     "Raise `InputError` if activations hold NaN or infinity."
-    for start, part in enumerate(x.split(chunk)):
+    for number, part in enumerate(x.split(chunk)):
         bad = ~torch.isfinite(part).all(1)
         if bad.any():
-            row = start * chunk + int(bad.nonzero()[0])
-            raise InputError(
-                f'token {row} of the activations holds NaN or infinity. Read them again in float32.', code='not-finite'
-            )
+            row = number * chunk + int(bad.nonzero()[0])
+            text = f'token {row} of the activations holds NaN or infinity. Read them again in float32.'
+            raise InputError(text, code='not-finite')
 
-# %% ../../nbs/features/03_training.ipynb #6b518a2f
+# %% ../../nbs/features/03_training.ipynb #65e279c4
 def train_dictionary(
     acts,  # `TokenActs`, or a float tensor [token, d_in]
     kind: str = 'topk',  # 'topk', 'batchtopk', 'jumprelu', 'relu' or 'cunningham'
@@ -366,61 +400,66 @@ def train_dictionary(
 ) -> SparseDictionary:  # Raises `InputError` for settings out of range, `TrainingStopped` if the loss is not finite
     """Train a sparse dictionary.
 
-    1. Scale activations so that the mean square of an entry is 1.
-    2. In each step, draw `batch` tokens, take a step of Adam on `dictionary_loss`, and scale directions to unit norm.
-       The learning rate falls to zero over the last fifth of the steps.
-    3. Dead features get a gradient by the auxiliary loss, or new directions ('relu', 'jumprelu').
-    4. Move the scale into the weights. 'batchtopk' gets the threshold with `k` active features at a token.
+    1. Scale activations. In each step, draw `batch` tokens and take a step of Adam on `dictionary_loss`.
+    2. Dead features get a gradient by the auxiliary loss, or new directions ('relu', 'jumprelu').
+    3. Move the scale into the weights. 'batchtopk' gets the threshold with `k` active features at a token.
     """
     x = acts.x if isinstance(acts, TokenActs) else torch.as_tensor(acts)
     _check_finite(x)
-    settings = _settings(x, kind, width, k, l1, l0, lr, steps, batch, seed, normalise, aux, dead_after)
-    training = _Training(x, settings, device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    given = dict(kind=kind, width=width, k=k, l1=l1, l0=l0, lr=lr, steps=steps, batch=batch, seed=seed, aux=aux)
+    settings = _settings(x, given | dict(dead_after=dead_after), normalise)
+    training = _Training(acts, x, settings, device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if checkpoint and Path(checkpoint).exists():
         training.restore(_read_state(checkpoint, settings))
-    place = (acts.site, acts.model) if isinstance(acts, TokenActs) else (None, None)
-    made_from = acts.made_from if isinstance(acts, TokenActs) else {}
+    _run_steps(training, min(until or steps, steps), every, checkpoint, held_out, model)
+    return training.result()
 
-    def finish():
-        return training.result(place, made_from)
+# %% ../../nbs/features/03_training.ipynb #171195c1
+class _Moments:
+    "Collect what L0, explained variance and dead features need, batch by batch."
 
-    measure = _held_out_measure(finish, held_out, model)
-    _run_steps(training, min(until or steps, steps), every, checkpoint, measure, finish)
-    return finish()
+    def __init__(self, dictionary):
+        self.n = self.active = 0
+        self.error = self.squares = self.total = 0.0
+        self.ever = torch.zeros(dictionary.width, dtype=torch.bool)
 
-# %% ../../nbs/features/03_training.ipynb #01bb8d66
-def _held_out_measure(finish, held_out, model):
-    "Return a function that measures the dictionary on held-out text, as a dict for the history."
+    def add(self, x, x_hat, c):
+        "Add tokens: activations and reconstructions [token, d_in], coefficients [token, width]."
+        x, x_hat = x.double().cpu(), x_hat.double().cpu()
+        self.n += len(x)
+        self.active += int((c != 0).sum())
+        self.ever |= (c != 0).any(0).cpu()
+        self.error += (x - x_hat).pow(2).sum().item()
+        self.squares += x.pow(2).sum().item()
+        self.total = self.total + x.sum(0)
 
-    def measure():
-        if held_out is None:
-            return {}
-        dictionary = finish()
-        x = held_out.x if isinstance(held_out, TokenActs) else held_out
-        found = {f'held_out_{name}': value for name, value in fit_figures(dictionary, x[:8192]).items()}
-        if model is not None:
-            found['loss_recovered'] = evaluate_dictionary(model, dictionary, held_out.documents.take(16)).loss_recovered
-        return found
+    def figures(self):
+        "Return L0, explained variance and the fraction of dead features."
+        variance = self.squares - (self.total.pow(2).sum() / self.n).item()
+        return self.active / self.n, 1 - self.error / variance, 1 - self.ever.float().mean().item()
 
-    return measure
-
-
+# %% ../../nbs/features/03_training.ipynb #4e034c2d
 @torch.no_grad()
 def fit_figures(
     dictionary: Dictionary,  # A dictionary
     x: torch.Tensor,  # Activations, float [token, d_in]
 ) -> dict:  # l0, explained_variance, dead
     "Return how sparse a dictionary is on activations, and how well it reconstructs them."
-    x_hat, c = dictionary(x)
-    variance = (x - x.mean(0)).pow(2).sum()
-    active = c != 0
-    return dict(
-        l0=active.sum(1).float().mean().item(),
-        explained_variance=1 - ((x - x_hat).pow(2).sum() / variance).item(),
-        dead=1 - active.any(0).float().mean().item(),
-    )
+    moments = _Moments(dictionary)
+    for part in x.split(4096):
+        moments.add(part, *dictionary(part))
+    return dict(zip(('l0', 'explained_variance', 'dead'), moments.figures()))
 
-# %% ../../nbs/features/03_training.ipynb #e23e1b3b
+
+def _on_held_out(dictionary, held_out, model):
+    "Return figures on held-out text for the history."
+    x = held_out.x if isinstance(held_out, TokenActs) else held_out
+    found = {f'held_out_{name}': value for name, value in fit_figures(dictionary, x[:8192]).items()}
+    if model is not None:
+        found['loss_recovered'] = evaluate_dictionary(model, dictionary, held_out.documents.take(16)).loss_recovered
+    return found
+
+# %% ../../nbs/features/03_training.ipynb #c8bfa803
 @dataclass
 class DictionaryScores:
     "Hold what `evaluate_dictionary` measured on one text."
@@ -432,31 +471,34 @@ class DictionaryScores:
     n_tokens: int  # Number of predicted tokens
     text: str  # What kind of text it is
 
-    @property
-    def loss_recovered(self) -> float:
-        "Return `(zeros - reconstruction) / (zeros - unchanged)`; NaN if zeros do not raise the loss."
-        return float(_recovered(self.losses.sum(0)))
-
-    def interval(
-        self,
-        level: float = 0.95,  # Coverage
-        n_draws: int = 1000,  # Bootstrap draws over documents
-    ) -> tuple:  # (low, high); NaN if zeros do not raise the loss in some draw
-        "Return a bootstrap interval of the loss recovered, over documents."
-        rng = np.random.default_rng(0)
-        draws = rng.integers(0, len(self.losses), (n_draws, len(self.losses)))
-        recovered = _recovered(self.losses[draws].sum(1))
-        if np.isnan(recovered).any():
-            return np.nan, np.nan
-        return tuple(np.quantile(recovered, [(1 - level) / 2, (1 + level) / 2]).tolist())
-
 
 def _recovered(losses):
     "Return the loss recovered from summed losses [..., 3]; NaN where zeros do not raise the loss."
-    to_recover = losses[..., 2] - losses[..., 0]
-    return np.where(to_recover > 0, losses[..., 2] - losses[..., 1], np.nan) / np.where(to_recover > 0, to_recover, 1)
+    plain, rebuilt, zeros = np.moveaxis(losses, -1, 0)
+    return np.where(zeros > plain, zeros - rebuilt, np.nan) / np.where(zeros > plain, zeros - plain, 1)
 
-# %% ../../nbs/features/03_training.ipynb #d458f361
+# %% ../../nbs/features/03_training.ipynb #c3df3715
+@patch(as_prop=True)
+def loss_recovered(self: DictionaryScores) -> float:
+    "Return `(zeros - reconstruction) / (zeros - unchanged)`; NaN if zeros do not raise the loss."
+    return float(_recovered(self.losses.sum(0)))
+
+
+@patch
+def interval(
+    self: DictionaryScores,
+    level: float = 0.95,  # Coverage
+    n_draws: int = 1000,  # Bootstrap draws over documents
+) -> tuple:  # (low, high); NaN if zeros do not raise the loss in some draw
+    "Return a bootstrap interval of the loss recovered, over documents."
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(self.losses), (n_draws, len(self.losses)))
+    recovered = _recovered(self.losses[draws].sum(1))
+    if np.isnan(recovered).any():
+        return np.nan, np.nan
+    return tuple(np.quantile(recovered, [(1 - level) / 2, (1 + level) / 2]).tolist())
+
+# %% ../../nbs/features/03_training.ipynb #711afd2b
 @patch
 def to_dict(self: DictionaryScores) -> dict:
     "Return the figures as plain values; losses in nats a token."
@@ -476,30 +518,7 @@ def __repr__(self: DictionaryScores):
         f'dead {f["dead"]:.1%}'
     )
 
-# %% ../../nbs/features/03_training.ipynb #1c0da857
-class _Moments:
-    "Collect what L0, explained variance and dead features need, batch by batch."
-
-    def __init__(self, dictionary):
-        self.n, self.active, self.error, self.squares, self.total = 0, 0, 0.0, 0.0, 0.0
-        self.ever = torch.zeros(dictionary.width, dtype=torch.bool)
-
-    def add(self, x, x_hat, c):
-        "Add tokens: activations and reconstructions [token, d_in], coefficients [token, width]."
-        x, x_hat = x.double().cpu(), x_hat.double().cpu()
-        self.n += len(x)
-        self.active += int((c != 0).sum())
-        self.ever |= (c != 0).any(0).cpu()
-        self.error += (x - x_hat).pow(2).sum().item()
-        self.squares += x.pow(2).sum().item()
-        self.total = self.total + x.sum(0)
-
-    def figures(self):
-        "Return L0, explained variance and the fraction of dead features."
-        variance = self.squares - (self.total.pow(2).sum() / self.n).item()
-        return self.active / self.n, 1 - self.error / variance, 1 - self.ever.float().mean().item()
-
-# %% ../../nbs/features/03_training.ipynb #4535393d
+# %% ../../nbs/features/03_training.ipynb #54162a0b
 def _rebuild(dictionary, moments, skip, inside):
     "Return an edit that puts the reconstruction in place of the activation, from position `skip` on."
 
@@ -516,8 +535,45 @@ def _zeros(skip):
     "Return an edit that puts zeros in place of the activation, from position `skip` on."
     return lambda x: torch.cat([x[:, :skip], torch.zeros_like(x[:, skip:])], 1)
 
-# %% ../../nbs/features/03_training.ipynb #be1819f4
+# %% ../../nbs/features/03_training.ipynb #9f158cf6
+def _losses_with(model, batch, edits, skip):
+    "Return the summed cross-entropy of each document without an edit and with each of several, [document, 1 + edit]."
+    _, ids, lengths = batch
+    columns = []
+    for edit in [{}, *edits]:
+        with edited(model, edit):
+            columns.append(token_losses(model, ids, lengths)[:, skip:].double().sum(1).cpu())
+    return torch.stack(columns, 1).numpy()
+
+# %% ../../nbs/features/03_training.ipynb #8cec0e1b
 @torch.no_grad()
+def evaluate_dictionaries(
+    model,  # A TransformerLens bridge
+    dictionaries: list,  # Dictionaries of one site
+    text,  # Held-out text: `Documents`, a `Task`, a `BoundTask`, or texts
+    site=None,  # Where to put the reconstructions; default: the site of the first dictionary
+    batch_size: int = 8,  # Documents in a forward pass
+    skip: int = 1,  # Positions at the beginning of each document that stay as they are
+) -> list:  # `DictionaryScores`, one a dictionary
+    "Measure several dictionaries of one site; the passes without them are shared. See `evaluate_dictionary`."
+    sites = {check_dictionary(d, model, site) for d in dictionaries}
+    if len(sites) != 1:
+        raise InputError(f'expected dictionaries of one site, got {len(sites)} sites.', code='other-site')
+    (site,) = sites
+    documents = as_documents(model, text)
+    moments = [_Moments(d) for d in dictionaries]
+    place = next(model.original_model.parameters()).device
+    own = [copy.deepcopy(d).eval().to(place) for d in dictionaries]
+    losses = np.zeros((len(documents), 2 + len(own)))
+    for batch in progress(list(documents.batches(batch_size)), 'evaluating', unit='batch'):
+        inside = torch.arange(batch[1].shape[1]) < torch.as_tensor(batch[2])[:, None]
+        edits = [_zeros(skip), *(_rebuild(d, m, skip, inside) for d, m in zip(own, moments))]
+        losses[batch[0]] = _losses_with(model, batch, [{site: edit} for edit in edits], skip)
+    n_tokens = sum(max(len(row) - 1 - skip, 0) for row in documents.ids)
+    columns = [losses[:, [0, 2 + i, 1]] for i in range(len(own))]
+    return [DictionaryScores(*m.figures(), c, n_tokens, documents.name) for m, c in zip(moments, columns)]
+
+# %% ../../nbs/features/03_training.ipynb #56fec71f
 def evaluate_dictionary(
     model,  # A TransformerLens bridge
     dictionary: Dictionary,  # A sparse dictionary or a basis
@@ -531,30 +587,29 @@ def evaluate_dictionary(
     1. Run each document unchanged, with the reconstruction in place of the activation, and with zeros in its place.
     2. Sum the cross-entropy of the tokens behind replaced positions.
     """
-    site = check_dictionary(dictionary, model, site)
-    documents = as_documents(model, text)
-    moments = _Moments(dictionary)
-    losses = np.zeros((len(documents), 3))
-    dictionary = copy.deepcopy(dictionary).eval().to(next(model.original_model.parameters()).device)
-    for rows, ids, lengths in progress(list(documents.batches(batch_size)), 'evaluating', unit='batch'):
-        inside = torch.arange(ids.shape[1]) < torch.as_tensor(lengths)[:, None]
-        edits = [{}, {site: _rebuild(dictionary, moments, skip, inside)}, {site: _zeros(skip)}]
-        for column, edit in enumerate(edits):
-            with edited(model, edit):
-                losses[rows, column] = token_losses(model, ids, lengths)[:, skip:].double().sum(1).cpu()
-    n_tokens = sum(max(len(row) - 1 - skip, 0) for row in documents.ids)
-    return DictionaryScores(*moments.figures(), losses, n_tokens, documents.name)
+    return evaluate_dictionaries(model, [dictionary], text, site, batch_size, skip)[0]
 
-# %% ../../nbs/features/03_training.ipynb #dc8f8203
-_CURVES = [
-    ('loss', ['loss']),
-    ('L0', ['l0', 'held_out_l0']),
-    ('explained variance', ['explained_variance', 'held_out_explained_variance']),
-    ('dead features', ['dead']),
-    ('loss recovered', ['loss_recovered']),
-]
+# %% ../../nbs/features/03_training.ipynb #640c48e8
+_CURVES = {
+    'loss': ['loss'],
+    'L0': ['l0', 'held_out_l0'],
+    'explained variance': ['explained_variance', 'held_out_explained_variance'],
+    'dead features': ['dead'],
+    'loss recovered': ['loss_recovered'],
+}
 
 
+def _draw_curves(ax, history, names):
+    "Draw the figures of the history that exist."
+    steps = [row['step'] for row in history]
+    for name in names:
+        if name in history[0]:
+            is_held_out = name.startswith('held_out') or name == 'loss_recovered'
+            marker, label = ('o-', 'held-out') if is_held_out else ('.-', 'training')
+            ax.plot(steps, [row[name] for row in history], marker, ms=4, label=label)
+    ax.legend(frameon=False, fontsize='small')
+
+# %% ../../nbs/features/03_training.ipynb #d1c9c936
 def plot_history(
     dictionary: SparseDictionary,  # What `train_dictionary` returned
     axes=None,  # Five axes; default: a new figure
@@ -562,17 +617,9 @@ def plot_history(
     "Draw loss, L0, explained variance, dead features and loss recovered against the training step."
     import matplotlib.pyplot as plt
 
-    history = dictionary.made_from['history']
     if axes is None:
         axes = plt.subplots(1, len(_CURVES), figsize=(13, 2.6), layout='constrained')[1]
-    for ax, (title, names) in zip(axes, _CURVES):
-        for name in names:
-            if name in history[0]:
-                label = 'held-out' if name.startswith('held_out') or name == 'loss_recovered' else 'training'
-                line = [row[name] for row in history]
-                ax.plot(
-                    [row['step'] for row in history], line, 'o-' if label == 'held-out' else '.-', ms=4, label=label
-                )
+    for ax, (title, names) in zip(axes, _CURVES.items()):
+        _draw_curves(ax, dictionary.made_from['history'], names)
         ax.set(title=title, xlabel='step')
-        ax.legend(frameon=False, fontsize='small')
     return axes
