@@ -284,7 +284,7 @@ def _run_in(args):
     identity = found.acts.made_from['model']
     return found, load_model(args.model or identity['name'], device=args.device, dtype=identity['dtype'])
 
-
+# %% ../nbs/05_commands.ipynb #a0f3ed0b
 def _saved_certificate(folder, found):
     "Return the certificate in a folder if it is of this circuit; else None."
     from circuit_sae.trust.certificate import load_certificate

@@ -337,7 +337,7 @@ def _saved_flow(path):
             raise
     return None
 
-
+# %% ../nbs/04_find.ipynb #50e2e4ab
 def _saved_screen(bound, name, path):
     "Return the saved score if it is of these pairs, otherwise None; a flow must have edges."
     if not path or not path.is_file():
@@ -467,7 +467,7 @@ def _no_flow(bound):
         reasons.append(f'answers of several tokens in {len(bound.long_answers)} of {bound.n} pairs')
     return f'Attribution patching ranks the heads, because of {" and ".join(reasons)}.' if reasons else ''
 
-
+# %% ../nbs/04_find.ipynb #5b4363d7
 def _check_run(bound, settings):
     "Check settings, task and model. Attribution ranks the heads if no score is given and the flow cannot run; say why."
     note = _no_flow(bound) if settings.score is None and settings.ranking == 'flow' else ''

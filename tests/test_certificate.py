@@ -298,8 +298,8 @@ def test_command_refuses_six_prompts(model_folder, capsys):
     assert (status, cert.fatal[0].rule) == (3, 'few')
 
 
-def test_command_certifies_with_status_0(good, found, planted, tmp_path, capsys, monkeypatch):
+def test_command_certifies_with_status_0(good, found, planted, tmp_path, capsys, monkeypatch, model_folder):
     monkeypatch.setattr('circuit_sae.commands._found', lambda *_: (planted.model, found))
     monkeypatch.setattr('circuit_sae.trust.certificate.certify', lambda *_, **kw: good)
     status, said, cert = command(tmp_path, 'ioi', capsys, '--n', '4')
-    assert status == 0 and cert == good and '# Certified' in said.out
+    assert status == 0 and cert == good and '# Certified' in said.out, said.err

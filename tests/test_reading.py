@@ -1,5 +1,7 @@
 "Check the cards of features, and the page of the inspector that shows them."
 
+import re
+
 import pytest
 
 from circuit_sae.core import refuses
@@ -100,5 +102,6 @@ def test_page_shows_attribution_and_edges(browser, planted, tmp_path):
     codes = browser(f"[...document.querySelectorAll('#flow-codes tbody tr')].map(r => {cells})")
     assert [int(c[1]) for c in codes] == insp.flow_of(head).pairs.tolist()
     note = browser("document.querySelector('#codes-note').textContent")
-    assert f'{100 * insp.numbers_of(head)["effect"]:.1f}' in note
+    shown = float(re.search(r'effect ([+-][0-9.]+) %', note)[1])
+    assert shown == pytest.approx(100 * insp.numbers_of(head)['effect'], abs=0.06)
     assert not browser.messages()

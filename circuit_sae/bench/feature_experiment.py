@@ -250,7 +250,7 @@ def pair_curve(
     kl, edit = (own.pivot_table(index='n', columns='pair', values=column) for column in ('kl', 'edit'))
     return kl.index.to_numpy(), kl.to_numpy(), edit.to_numpy()
 
-
+# %% ../../nbs/bench/10_feature_experiment.ipynb #33501cc1
 def needed(
     curve,  # What `pair_curve` returns
     fraction: float = 0.5,  # Fraction of the KL divergence with nothing patched that must be gone

@@ -54,7 +54,7 @@ def scale_gradient(
     "Return the activation; its gradient is multiplied by `factor`."
     return factor * x + (1 - factor) * x.detach()
 
-
+# %% ../../nbs/bench/09_rivals.ipynb #2f81ea08
 def with_slopes(
     y,  # An activation, of any shape
     inputs,  # Activations that it is computed from, each of the shape of `y`
@@ -88,7 +88,7 @@ def pattern_held(model) -> list:  # [(hook name, function)]
     "Return hooks that take the gradient from queries and keys."
     return _on_heads(model, q=hold, k=hold)
 
-
+# %% ../../nbs/bench/09_rivals.ipynb #1f14e463
 def products_halved(model) -> list:  # [(hook name, function)]
     "Return hooks that halve the gradient at values, and quarter it at queries and keys (two products)."
     quarter = partial(scale_gradient, factor=0.25)
@@ -110,7 +110,7 @@ def _mlp_rule(layer, gated):
     hooks = [(f'blocks.{layer}.mlp.hook_{name}', partial(keep, site=site)) for site, name in names.items()]
     return [*hooks, (f'blocks.{layer}.mlp.hook_post', replace)]
 
-
+# %% ../../nbs/bench/09_rivals.ipynb #9f58854d
 def mlps_by_ratio(model) -> list:  # [(hook name, function)]
     "Return hooks that give the inputs of every MLP's neurons the slope output / input, halved for a gated MLP."
     hooks = []
@@ -129,7 +129,7 @@ def lrp_rules(model) -> list:  # [(hook name, function)]
     "Return the rules of AttnLRP."
     return norms_held(model) + mlps_by_ratio(model) + products_halved(model)
 
-
+# %% ../../nbs/bench/09_rivals.ipynb #c2b851e9
 def gim_rules(model) -> list:  # [(hook name, function)]
     "Return the rules of GIM."
     return norms_held(model) + products_halved(model) + softer_softmax(model)
@@ -185,7 +185,7 @@ def _drop_effects(model, batch, measure):
             effects.append(torch.cat(parts, 1))
     return torch.stack(effects)
 
-
+# %% ../../nbs/bench/09_rivals.ipynb #e50883c6
 @scorer('AtP*', causal=True)
 def atp_star(evidence, metric='logit_diff', batch_size=24):
     "Average the absolute effect over backward passes with one layer dropped (arXiv 2403.00745, GradDrop)."
@@ -238,7 +238,7 @@ def _cache_routes(model, ids):
         forward(model, ids)
     return kept
 
-
+# %% ../../nbs/bench/09_rivals.ipynb #8319c4cb
 def _routes(model, ids):
     "Return the importance of every head for one prompt, [n_layers * n_heads]."
     kept = _cache_routes(model, ids)
@@ -254,7 +254,7 @@ def _routes(model, ids):
         heads.insert(0, of_heads)
     return torch.cat(heads).numpy()
 
-
+# %% ../../nbs/bench/09_rivals.ipynb #07684cec
 @scorer('information-flow routes')
 def flow_routes(evidence):
     "Follow the importance of writes back from the last position of the positives (arXiv 2403.00824)."
@@ -285,7 +285,7 @@ class Rival(NamedTuple):
 NEAR = (0.5, 0.8, 1.0)  # parts of the way in the positive's half
 FIVE = (0.2, 0.4, 0.6, 0.8, 1.0)  # EAP-IG with five steps
 
-
+# %% ../../nbs/bench/09_rivals.ipynb #a5b57e60
 def _proposed():
     "Return attribution patching and what was developed from it."
     out = [Rival(f'AtP, {metric}', metric) for metric in ('logit_diff', 'prediction', 'kl')]
@@ -326,7 +326,7 @@ def _gradients_once(model, ids, lengths, rules, embed, metrics):
             out.append(torch.stack(gradients))
     return out
 
-
+# %% ../../nbs/bench/09_rivals.ipynb #b4cafe40
 def _batch_effects(bound, batch, wanted):
     "Return {(rules, part, metric): effects [pair, head]} and {metric: changes [pair]} of one batch."
     model = bound.model
@@ -386,7 +386,7 @@ def _score_group(bound, group):
         return {name: difference_flow(bound, target=target).values for name, target in targets.items()}
     return {'information-flow routes': flow_routes(Evidence(bound))}
 
-
+# %% ../../nbs/bench/09_rivals.ipynb #80d8f545
 def score_cell(
     bound,  # A `BoundTask`
     out,  # Folder for the scores

@@ -662,7 +662,7 @@ def _operations(n_heads, d_head, d_model, n_params, prompts, tokens, d_sae, n_tr
         'flow, 20 pairs': 3 * 2 * n_params * 40 * tokens,
     }
 
-
+# %% ../../nbs/bench/06_speed.ipynb #b8650fa6
 def _bytes(n_layers, n_heads, d_head, d_model, n_params, prompts, tokens, n_train):
     "Return the bytes that each stage holds; `n_heads` counts all heads of the model, an MLP has 4 * d_model neurons."
     of_pair = 4 * tokens * d_model * (15 * n_layers + n_heads)  # of the flow with edges

@@ -460,7 +460,7 @@ def _named_spans(bound, pair):
     spans = _template_spans(bound.task.template, texts)
     return [tuple(_token_span(tokenizer, i, t, part) for i, t, part in zip(ids, texts, span)) for span in spans]
 
-
+# %% ../../nbs/data/03_batches.ipynb #f081d796
 @patch
 def align(
     self: BoundTask,

@@ -234,7 +234,7 @@ def _list_of_rows(value, path):
         )
     return names[0] if names else None
 
-
+# %% ../../nbs/data/00_readers.ipynb #ae75cab8
 def _json_rows(text, value, path):
     "Return the rows of a JSON value, and the name of the line of each."
     start = len(text) - len(text.lstrip())
@@ -289,7 +289,7 @@ def _csv_row(cells, names, where):
         )
     return dict(zip(names, cells))
 
-
+# %% ../../nbs/data/00_readers.ipynb #c1354863
 def _read_csv(path, given=None):
     "Return the rows of a CSV file with the name of the line of each, and a remark on the delimiter."
     text = _read_text(path)

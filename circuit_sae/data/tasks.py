@@ -633,7 +633,7 @@ def _task_facts(task):
     chat = ', in the chat template' if task.chat else ''
     return f'{n}{drawn}{chat}{". " if task.description else ""}{task.description}'
 
-
+# %% ../../nbs/data/01_tasks.ipynb #62d3e15b
 @patch
 def __repr__(self: Task):
     e = self.examples[0]

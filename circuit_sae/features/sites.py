@@ -138,7 +138,7 @@ def _known_sites(model):
         _SITES[model.original_model] = all_sites(model)
     return _SITES[model.original_model]
 
-
+# %% ../../nbs/features/00_sites.ipynb #63ad6f4b
 def resolve_site(
     model,  # A TransformerLens bridge
     site,  # A site in any spelling that `parse_site` reads

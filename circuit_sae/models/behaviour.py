@@ -239,7 +239,7 @@ def token_index(
     found = torch.from_numpy(missing).to(device) if missing.any() else None
     return torch.from_numpy(index).to(device), found
 
-
+# %% ../../nbs/models/07_behaviour.ipynb #91afd1e3
 def token_logits(
     logits,  # Logits at the last position, float [batch, d_vocab]
     tokens,  # Tokens of each row, one tuple a row; a negative number counts columns from the end
@@ -288,7 +288,7 @@ def judge_logits(
         judged = torch.where(nothing[:, None].to(judged.device), empty, judged)
     return judged
 
-
+# %% ../../nbs/models/07_behaviour.ipynb #f40dcba1
 def judge(
     logits,  # Logits at the end of the prompt, float [batch, d_vocab], and a column for each answer of several tokens
     answers,  # Columns of the answers, one tuple a row: a token id, or -1, -2, ... for an answer of several tokens

@@ -174,7 +174,7 @@ def _to_keep(is_answer, length, behind):
         return from_end, None
     return max(from_end, 1 + int(behind.max())), length - behind + is_answer.sum(1).cpu()
 
-
+# %% ../../nbs/models/05_forward.ipynb #afd0f23c
 def forward(
     model,  # A TransformerLens bridge
     ids,  # Token ids, int [batch, position]
@@ -220,7 +220,7 @@ def answer_logits(
     own = torch.where(has_answer, log_p + at_end.logsumexp(-1), float('-inf'))
     return torch.cat([at_end, own[:, None]], 1)
 
-
+# %% ../../nbs/models/05_forward.ipynb #5467ffb1
 def _with_answers(out, ids, behind):
     "Return the output of a model with `answer_logits` at every position, so that they are read at any of them."
     logits = getattr(out, 'logits', out)

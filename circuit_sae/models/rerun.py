@@ -398,7 +398,7 @@ def _bytes_of_row(mid, n_pos):
     cached = sum(t[:1].numel() * t.element_size() for pair in mid.kv or () for t in pair)
     return size * n_pos * wide + 3 * cached + 3 * 4 * cfg.d_vocab
 
-
+# %% ../../nbs/models/06_rerun.ipynb #e1c6df91
 def rows_at_once(
     mid,  # `Midway`
     start: int,  # The first position that changes

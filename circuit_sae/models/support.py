@@ -83,7 +83,7 @@ def _write_problems(model):
     "Return why the writes of the heads are not known."
     return _refusal(check_writes, model)
 
-
+# %% ../../nbs/models/08_support.ipynb #43830145
 def _edit_problems(model):
     "Return why a change of `z` has no effect."
     ids = torch.arange(1, 7)[None] % model.cfg.d_vocab

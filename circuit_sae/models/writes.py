@@ -129,7 +129,7 @@ def as_heads(
         z = F.pad(z, (0, shape.d_head - own.size, 0, shape.n_heads - own.n))
     return z
 
-
+# %% ../../nbs/models/04_writes.ipynb #cbaff3c2
 def from_heads(
     z: torch.Tensor,  # [batch, position, n_heads, d_head]
     own: LayerHeads,  # The heads of that layer

@@ -175,7 +175,7 @@ def embeddings(
         forward(model, ids)
     return kept[0]
 
-
+# %% ../../nbs/score/04_attribution.ipynb #82702975
 def _path_gradients(model, batch, measure, parts, rules):
     "Return `z` of the positives and the mean gradient at these parts of the way from the negatives to them."
     first = embeddings(model, batch.negatives) if min(parts) < 1 else None
@@ -256,7 +256,7 @@ def _by_pair(batches, arrays, n):
     changes[pairs] = np.concatenate(arrays[1::2])
     return effects, changes
 
-
+# %% ../../nbs/score/04_attribution.ipynb #89d10d5c
 def _all_effects(bound, batch_size, **settings):
     "Return the effects on all pairs, [pair, n_layers * n_heads], and the changes of the metric, [pair]."
     model = bound.model
@@ -290,7 +290,7 @@ def softer_softmax(
 # %% ../../nbs/score/04_attribution.ipynb #939638b4
 SUMMARIES = ['sum', 'median', 'median size', 'median share']
 
-
+# %% ../../nbs/score/04_attribution.ipynb #d7a276c1
 def summarize_pairs(
     effects,  # Signed effects, float [pair, head]
     changes,  # Change of the metric of each pair, float [pair]
@@ -360,7 +360,7 @@ def _check_settings(steps, at, metric, summary):
         one_of(metric, [*METRICS, *FREE_METRICS], 'metric')
     one_of(summary, SUMMARIES, 'summary')
 
-
+# %% ../../nbs/score/04_attribution.ipynb #8a143734
 def _place(steps, at):
     "Return a name in `GRADIENT_PLACES`, or the parts of the way from negative to positive as a list."
     if steps is not None:
@@ -440,7 +440,7 @@ def ranking_settings(
     "Return the settings by which heads are ranked: with the answers if every pair has them, otherwise without."
     return dict(RANKING['answers' if bind_task(model, task).has_answers else 'no_answers'])
 
-
+# %% ../../nbs/score/04_attribution.ipynb #823f2e4b
 def rank_heads(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task, with pairs of equal length; leave it out if `model` is a `BoundTask`

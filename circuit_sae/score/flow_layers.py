@@ -54,7 +54,7 @@ def _layer_norms(block):
         norms[2] = norms[0]
     return norms + [getattr(block.attn, name, None) for name in ('q_norm', 'k_norm')]
 
-
+# %% ../../nbs/score/01_flow_layers.ipynb #1b9adcd3
 def _measure_layers(model, device):
     "Return the measured `LayerNorms` of every layer, and the measured norm after the last."
     cfg = model.cfg
@@ -127,7 +127,7 @@ def _describe_layer(model, layer, norms):
         write_scale=getattr(block.attn, '_result_contribution_scale', None) or 1.0,
     )
 
-
+# %% ../../nbs/score/01_flow_layers.ipynb #a2c1cf15
 def describe_layers(
     model,  # A TransformerLens bridge
     device,  # Device of what is kept
@@ -293,7 +293,7 @@ def scores(self: LayerCache, x):
     if self.layer.cap is not None:
         self.cap = cap_slope(x[:, :, self.start :].float(), self.layer.cap)
 
-
+# %% ../../nbs/score/01_flow_layers.ipynb #fe747ad3
 @patch
 def pattern(self: LayerCache, x):
     "Keep means and logarithmic means of the attention."
@@ -372,4 +372,4 @@ def cache_layers(
         hooks += [hook for layer in range(len(layers)) for hook in z_hooks(model, layer, on_z)]
     behind = behind_end(ids, lengths)
     with model.hooks(fwd_hooks=hooks):
-        return last_logits(forward(model, ids, behind), behind), caches, kept['x']
+        return last_logits(forward(model, ids, behind, scored=False), behind), caches, kept['x']

@@ -109,7 +109,7 @@ def measure_norms(
     parts = gains.split([norm.gain.size for norm in found])
     return [norm._replace(gain=part.view(norm.gain.shape)) for norm, part in zip(found, parts)]
 
-
+# %% ../../nbs/score/00_flow_rules.ipynb #1cfa8df0
 def measure_norm(
     norm,  # A normalisation layer: a function of [batch, position, *shape]
     shape,  # Width d_model; or (n_heads, d_head) for a norm of each head with a gain of its own

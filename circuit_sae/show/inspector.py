@@ -547,7 +547,7 @@ def position_flow(
     position = np.arange(-mine.shape[1], 0)
     return pd.DataFrame(dict(position=position, attribution=mine.mean(0), size=np.median(np.abs(mine), 0)))
 
-
+# %% ../../nbs/show/02_inspector.ipynb #2c39a9f7
 @patch
 def plot_flow(
     self: Inspector,
@@ -569,7 +569,7 @@ def edges(self: Inspector) -> EdgeScores:
     "Return the scores of all pairs of heads."
     return self._found.edges
 
-
+# %% ../../nbs/show/02_inspector.ipynb #b049688f
 @patch
 def edges_of(
     self: Inspector,
@@ -607,7 +607,7 @@ def features_of(
         )
     return self.features[i]
 
-
+# %% ../../nbs/show/02_inspector.ipynb #22ee8555
 @patch
 def predict_without(
     self: Inspector,

@@ -227,7 +227,7 @@ def _scored(c):
     "Return whether the heads were chosen by a score; if not, by their effects."
     return c.circuit['settings'].get('score') != 'effect'
 
-
+# %% ../../nbs/trust/04_certificate.ipynb #9856a266
 def _head_columns(c):
     "Return the names of the cells of `_head_row`."
     first = (c.heads or [{}])[0]
