@@ -7,6 +7,8 @@ __all__ = ['POOLS', 'pool_weights', 'HeadActs', 'length_weights', 'batch_weights
 
 # %% ../../nbs/codes/00_activations.ipynb #1cc46a70
 import json
+from typing import Any
+
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -378,7 +380,7 @@ def cache_head_acts(
     """
     bound = bind_task(model, task)
     check_model(bound, 'activations')
-    pooled = PooledZ(bound, pool=pool) if begun is None else _check_begun(begun, bound, pool)
+    pooled: Any = PooledZ(bound, pool=pool) if begun is None else _check_begun(begun, bound, pool)
     W = write_matrices(bound.model)
     _run_missing(pooled, batch_size)
     labels = bound.tokens.is_positive

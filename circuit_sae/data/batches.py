@@ -517,7 +517,7 @@ def pair_batches(
     batch_size: int = 50,  # Pairs in a batch at most
     pad: bool = True,  # Pad shorter prompts? If not, every batch has prompts of one length
     only=None,  # Numbers of the pairs to include, int [pair]; default: all
-    pass_cost: int = 100,  # The cost of one more batch, in tokens
+    pass_cost: float = 100,  # The cost of one more batch, in tokens
     answers: bool = False,  # Append answers of several tokens? A pair then has a row for each; see `PairBatch`
 ) -> list:  # `PairBatch`es; raises `InputError` if `batch_size` is below 1
     "Cut the pairs of a task into batches of similar length."
