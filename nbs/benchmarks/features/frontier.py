@@ -54,10 +54,10 @@ def dictionaries(acts, args):
 def main():
     "Train, measure, and write the table."
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--site', default='L5.attn_out')
+    parser.add_argument('--site', default='L1.attn_out')
     parser.add_argument('--width', type=int, default=2304)
-    parser.add_argument('--steps', type=int, default=1000)
-    parser.add_argument('--documents', type=int, default=900)
+    parser.add_argument('--steps', type=int, default=800)
+    parser.add_argument('--documents', type=int, default=700)
     parser.add_argument('--held_out', type=int, default=30)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--folder', type=Path, help='where to keep checkpoints')
