@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['hooked', 'input_device', 'as_ids', 'behind_end', 'last_logits', 'max_positions', 'check_length', 'check_at_end',
-           'holds_answers', 'forward', 'answer_logits', 'row_lengths', 'z_name', 'z_hooks', 'run', 'keys_values',
-           'first_positions', 'run_pairs', 'to_host', 'free_memory', 'row_bytes', 'fitting_batch', 'pass_tokens',
-           'check_writes']
+           'holds_answers', 'forward', 'answer_logits', 'rotary_by_length', 'row_lengths', 'z_name', 'z_hooks', 'run',
+           'keys_values', 'first_positions', 'run_pairs', 'to_host', 'free_memory', 'row_bytes', 'fitting_batch',
+           'pass_tokens', 'check_writes']
 
 # %% ../../nbs/models/05_forward.ipynb #9b08923d
 import contextlib
@@ -231,7 +231,9 @@ def _with_answers(out, ids, behind):
     return out
 
 # %% ../../nbs/models/05_forward.ipynb #0080aec1
-def _rotary_by_length(model):
+def rotary_by_length(
+    model,  # A TransformerLens bridge
+) -> list:  # Modules
     "Return the rotary embeddings of a model whose angles depend on the length of the prompt."
     found = []
     for module in model.original_model.modules():
@@ -259,7 +261,7 @@ def row_lengths(
     "Inside the block, rotary embeddings that depend on the length of a prompt use each row's own length."
     rotary = []
     if lengths is not None and len(set(lengths.tolist())) > 1:
-        rotary = _rotary_by_length(model)
+        rotary = rotary_by_length(model)
     before = [module.__dict__.get('forward') for module in rotary]
     for module in rotary:
         module.__dict__['forward'] = partial(_each_row, lengths.tolist(), module.forward)
@@ -378,7 +380,7 @@ def _same_angles(model, ids, others, lengths):
         same = len(ids[0]) == len(others[0])
     else:
         same = np.array_equal(*lengths)
-    return same or not _rotary_by_length(model)
+    return same or not rotary_by_length(model)
 
 # %% ../../nbs/models/05_forward.ipynb #ded6079a
 @torch.inference_mode()

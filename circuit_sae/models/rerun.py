@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from ..core import InputError
 from .forward import as_ids, behind_end, first_positions, forward, holds_answers, hooked
-from .forward import keys_values, last_logits, z_name
+from .forward import keys_values, last_logits, rotary_by_length, z_name
 from .load import model_lock
 from .writes import as_heads, attention_layers, from_heads, head_shape, layer_heads, stack_heads
 
@@ -382,12 +382,7 @@ def can_pad(
     model,  # A TransformerLens bridge
 ) -> bool:
     "Return whether prompts of unequal length may share a batch: rotary angles do not depend on the length."
-    for module in model.original_model.modules():
-        kinds = module.__dict__.get('rope_type')
-        kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
-        if not set(kinds).isdisjoint({'longrope', 'dynamic'}):
-            return False
-    return True
+    return not rotary_by_length(model)
 
 # %% ../../nbs/models/06_rerun.ipynb #fac4b092
 def _bytes_of_row(mid, n_pos):

@@ -9,36 +9,15 @@ every head is false.
 
 import sys
 
-import numpy as np
 import pandas as pd
 
+from circuit_sae.bench.calibration import cut_out, random_answers
 from circuit_sae.causal.confirm import confirm_heads, split_pairs
 from circuit_sae.data.batches import bind_task
-from circuit_sae.data.tasks import Task
 from circuit_sae.score.flow import difference_flow
 from circuit_sae.truth.planted import PLANTS, plant
 
 CASES = 'intact', 'cut', 'random answers'
-
-
-def cut_out(planted):
-    "Set the output weights of the planted heads to zero."
-    for head in planted.truth:
-        weight = planted.model.blocks[head.layer].attn.o.original_component.weight
-        width = weight.shape[1] // planted.model.cfg.n_heads
-        weight.data[:, head.head * width : (head.head + 1) * width] = 0
-
-
-def random_answers(task, seed):
-    "Return the task with answers and wrong answers of two other pairs, all four of them different."
-    examples = task.examples
-    order = np.random.default_rng(seed).permutation(len(examples))
-    pairs = []
-    for e, j, k in zip(examples, order, np.roll(order, 1)):
-        answer, wrong = examples[j].answer, examples[k].answer
-        if len({e.answer, e.wrong, answer, wrong}) == 4:
-            pairs.append(e._replace(answer=answer, wrong=wrong))
-    return Task('random answers', pairs)
 
 
 def run(case, family, seed, n):

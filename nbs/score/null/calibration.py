@@ -16,35 +16,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from circuit_sae.bench.calibration import cut_out, random_answers
 from circuit_sae.core import whole_file
 from circuit_sae.data.batches import BoundTask, bind_task
-from circuit_sae.data.tasks import Task
 from circuit_sae.score.attribution import attribute_heads, ranking_settings
 from circuit_sae.score.null import attribution_null
 from circuit_sae.truth.planted import PLANTS, plant
 
 CASES = 'intact', 'cut', 'random answers'
 N_PAIRS = 12
-
-
-def cut_out(planted):
-    "Set the output weights of the planted heads to zero."
-    for head in planted.truth:
-        weight = planted.model.blocks[head.layer].attn.o.original_component.weight
-        width = weight.shape[1] // planted.model.cfg.n_heads
-        weight.data[:, head.head * width : (head.head + 1) * width] = 0
-
-
-def random_answers(task, seed):
-    "Return the task with answers and wrong answers of two other pairs, all four of them different."
-    examples = task.examples
-    order = np.random.default_rng(seed).permutation(len(examples))
-    pairs = []
-    for e, j, k in zip(examples, order, np.roll(order, 1)):
-        answer, wrong = examples[j].answer, examples[k].answer
-        if len({e.answer, e.wrong, answer, wrong}) == 4:
-            pairs.append(e._replace(answer=answer, wrong=wrong))
-    return Task('random answers', pairs)
 
 
 def two_positives(bound):
