@@ -184,7 +184,7 @@ def everything(bound):
 
 def test_everything_is_the_same_on_another_device():
     "On a device that refuses tensors of the CPU, as a GPU does, the figures are those of the CPU."
-    bound = same_length(bind_task(tiny_model(n_layers=2), ioi_task(n=8)), 4)
+    bound = same_length(bind_task(tiny_model(n_layers=2), ioi_task(n=40)), 4)
     assert bound.n == 4
     expected = everything(bound)
     with CountingDevice(bound.model):
