@@ -444,20 +444,25 @@ def _screen(bound, settings, pooled, folder, seconds):
     return _or_compute(saved, lambda: SCORES[name](first, pooled), path, seconds, name)
 
 # %% ../nbs/04_find.ipynb #b1ce3f1a
+def _measure(bound, settings, folder, seconds, pooled):
+    "Return the score and the effects, None for what codes have to come before; their passes fill `pooled`."
+    if settings.ranking == 'unique codes':
+        return None, None
+    screen = _screen(bound, settings, pooled, folder, seconds)
+    return screen, _confirm(bound, screen, settings, folder, seconds, pooled) if settings.confirms else None
+
+
 def _run_model(bound, settings, folder, seconds):
-    "Return the activations, and the score unless codes rank the heads; read both from the folder if they are there."
+    "Return score, effects and activations; read from the folder what is there."
     path = _path(folder, 'acts')
     saved = _saved_acts(bound, settings.pool, path)
     pooled = PooledZ(bound, pool=settings.pool) if saved is None else None
-    screen = None
-    if settings.ranking != 'unique codes':
-        screen = _screen(bound, settings, pooled, folder, seconds)
-    begun = pooled if settings.ranking == 'flow' else None
+    screen, confirmation = _measure(bound, settings, folder, seconds, pooled)
 
     def compute():
-        return cache_head_acts(bound, pool=settings.pool, batch_size=settings.batch_size, begun=begun)
+        return cache_head_acts(bound, pool=settings.pool, batch_size=settings.batch_size, begun=pooled)
 
-    return _or_compute(saved, compute, path, seconds, 'activations'), screen
+    return screen, confirmation, _or_compute(saved, compute, path, seconds, 'activations')
 
 # %% ../nbs/04_find.ipynb #d178eadd
 def _saved_edges(found, path):
@@ -490,16 +495,17 @@ def _plain(scores):
     return HeadScores(scores.values, scores.n_heads, scores.name, scores.signed, scores.made_from, scores.over)
 
 # %% ../nbs/04_find.ipynb #d8b1483a
-def _confirm(bound, screen, settings, folder, seconds):
-    "Return the effects of the heads that could matter; read them from the folder if they are there."
+def _confirm(bound, screen, settings, folder, seconds, pooled=None):
+    "Return the effects of the heads that could matter. Read them from the folder if nothing has to be pooled."
     n_first, pairs, same = split_pairs(bound.n, settings.n_flow, settings.confirm_pairs)
     if settings.ranking == 'unique codes':
         same = True  # the codes of all prompts were counted
     path = _path(folder, 'effects')
-    saved = _saved_confirmation(screen, settings, bound.identity['pairs'], path)
+    saved = _saved_confirmation(screen, settings, bound.identity['pairs'], path) if pooled is None else None
 
     def compute():
-        return confirm_heads(bound, None, _plain(screen), pairs, same, **settings.confirm_settings())
+        more = settings.confirm_settings()
+        return confirm_heads(bound, None, _plain(screen), pairs, same, pooled, **more)
 
     return _or_compute(saved, compute, path, seconds, 'confirmation')
 
@@ -514,7 +520,7 @@ def _choose(counts, screen, settings):
 def _find(bound, settings, folder):
     "Run every stage and return what was found."
     seconds = {}
-    acts, screen = _run_model(bound, settings, folder, seconds)
+    screen, confirmation, acts = _run_model(bound, settings, folder, seconds)
     training = settings.training(bound.name)
     path = _path(folder, 'sae')
     sae = _or_compute(_saved_sae(acts, training, path), lambda: train_sae(acts, **training), path, seconds, 'SAE')
@@ -522,12 +528,9 @@ def _find(bound, settings, folder):
     codes = sae.codes(acts)
     counts = node_scores(codes, acts.is_positive)
     seconds['codes and scores'] = round(time.perf_counter() - start, 3)
-    confirmation = None
-    if settings.confirms:
-        confirmation = _confirm(bound, counts if screen is None else screen, settings, folder, seconds)
-        circuit = confirmed_circuit(confirmation)
-    else:
-        circuit = _choose(counts, screen, settings)
+    if settings.confirms and confirmation is None:
+        confirmation = _confirm(bound, counts, settings, folder, seconds)
+    circuit = _choose(counts, screen, settings) if confirmation is None else confirmed_circuit(confirmation)
     flow = screen if isinstance(screen, Flow) else None
     return Found(bound.task, acts, sae, codes, circuit, settings, seconds, flow, confirmation, bound)
 
@@ -586,10 +589,11 @@ def find_circuit(
     """Find the heads that carry out a task.
 
     1. Bind the task to the model and check the settings.
-    2. Run the prompts; keep the pooled output of every head.
-    3. Score every head on the first `n_flow` pairs. Train the SAE and read the code of every head on every prompt.
-    4. Patch the heads that could matter on other pairs; the circuit has the heads with an effect of at least
+    2. Score every head on the first `n_flow` pairs.
+    3. Patch the heads that could matter on other pairs; the circuit has the heads with an effect of at least
        `min_effect`. With `confirm=False` the score chooses (O'Neill & Bui, arXiv 2405.12522, section 3).
+    4. Run the other prompts; keep the pooled output of every head. Train the SAE and read the code of every head on
+       every prompt.
     """
     names = {f.name for f in fields(FindSettings)} - {'changes'}
     given = {k: v for k, v in locals().items() if k in names}
