@@ -109,15 +109,11 @@ def lab(chromium, tmp_path_factory):
         server.wait()
 
 
-def open_notebook(browser, lab, name):
-    "Open a notebook alone, and wait until its kernel is ready: a cell run earlier opens a box that asks for a kernel."
-    browser.open(f'{lab}/doc/tree/{name}.ipynb')
-    status = 'window.jupyterapp?.shell.currentWidget?.context?.sessionContext.session?.kernel?.status'
-    browser.wait(lambda: browser(status) == 'idle', f'the kernel of {name}.ipynb', seconds=120)
-
-
 def run_all(browser, css):
-    "Run all cells and wait for an output; a cell that fails ends the wait."
+    "Run all cells of the open notebook and wait for an output; a cell that fails ends the wait."
+    # A cell that runs before the kernel is ready opens a box that asks for a kernel.
+    status = 'window.jupyterapp?.shell.currentWidget?.context?.sessionContext.session?.kernel?.status'
+    browser.wait(lambda: browser(status) == 'idle', 'the kernel', seconds=120)
     browser('(window.jupyterapp.commands.execute("notebook:run-all-cells"), true)')  # without waiting for the end
     error = '.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]'
     browser.wait(lambda: browser.all(css) or browser.all(error), 'the controls', seconds=240)
@@ -133,7 +129,7 @@ def open_tab(browser, title, expected):
     "Open a tab of the controls by a click, wait for a text of its last answer, and return its answers."
     tabs = browser.all('.jp-OutputArea .widget-tab > .lm-TabBar .lm-TabBar-tab')
     next(tab for tab in tabs if tab.text == title).click()
-    browser.wait(lambda: expected in '\n'.join(texts(browser)), f'{expected!r} in {title}', seconds=30)
+    browser.wait(lambda: expected in '\n'.join(texts(browser)), f'{expected!r} in {title}', seconds=60)
     return texts(browser)
 
 
@@ -143,9 +139,9 @@ def test_controls_answer_in_jupyterlab(browser, lab):
     from selenium.webdriver.support.ui import Select
 
     def changed(before, what):
-        return browser.wait(lambda: texts(browser) != before and texts(browser), what)
+        return browser.wait(lambda: texts(browser) != before and texts(browser), what, seconds=60)
 
-    open_notebook(browser, lab, 'controls')
+    browser.open(f'{lab}/doc/tree/controls.ipynb')
     run_all(browser, '.jp-OutputArea .widget-tab select')
 
     first = open_tab(browser, 'Codes and prompts', 'Co-occurring heads')
@@ -156,7 +152,7 @@ def test_controls_answer_in_jupyterlab(browser, lab):
     heads.select_by_index(1)
     changed(first, 'the codes of another head')
     heads.select_by_index(0)
-    browser.wait(lambda: texts(browser) == first, 'the codes of the first head')
+    browser.wait(lambda: texts(browser) == first, 'the codes of the first head', seconds=60)
 
     flow = open_tab(browser, 'Attribution and edges', 'Strongest edges')[0]
     assert flow.startswith(f'{best}:') and 'By position' in flow
@@ -182,8 +178,8 @@ def test_tutorial_shows_its_inspector_in_jupyterlab(browser, lab, name):
     "The page that a tutorial shows in a frame answers clicks in JupyterLab too."
     from selenium.webdriver.support.ui import Select
 
-    open_notebook(browser, lab, name)
-    frame = browser.one('.jp-OutputArea iframe')
+    browser.open(f'{lab}/doc/tree/{name}.ipynb')
+    frame = browser.wait(lambda: browser.all('.jp-OutputArea iframe'), 'the inspector', seconds=120)[0]
     browser('arguments[0].scrollIntoView()', frame)
     browser.driver.switch_to.frame(frame)
     title = browser.one('#codes-title').text
