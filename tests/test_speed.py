@@ -32,6 +32,7 @@ from circuit_sae.core import InputError
 from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import ioi_task, tiny_tokenizer
 from circuit_sae.models.load import save_random_model, tiny_model
+from circuit_sae.models.rerun import _find_shortcuts, reruns
 from circuit_sae.score.attribution import attribute_heads
 from circuit_sae.score.flow import difference_flow
 from circuit_sae.score.unique_codes import node_scores, pair_counts
@@ -205,3 +206,10 @@ def test_results_are_those_of_the_cpu(deep):
     np.testing.assert_allclose(flow2.between, flow.between, atol=1e-5)
     np.testing.assert_allclose(effects2.by_pair, effects.by_pair, atol=1e-6)
     np.testing.assert_allclose(sae2.losses, sae.losses, rtol=1e-4)
+
+
+def test_a_rerun_takes_the_same_shortcuts_on_another_device(deep):
+    "The shortcuts are tried with padded prompts; an index on the wrong device would look like an unsuited model."
+    assert reruns(deep) == (True, True, True)
+    with CountingDevice(deep):
+        assert _find_shortcuts(deep) == (True, True, True)

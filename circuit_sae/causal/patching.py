@@ -391,13 +391,13 @@ def patched_logits(
     if where is not None:
         start = max(start, int(where[pair].any(0).int().argmax()))
         where = where.to(device)
-    pair, number = (torch.as_tensor(x, device=device) for x in (pair, head))
+    prompt, number = (torch.as_tensor(x, device=device) for x in (pair, head))
 
     def edit(layer, own, first, z):
         end = first + z.shape[1]
         substitute = self.z[layer][:, first - self.z_from : end - self.z_from]
         here = None if where is None else where[:, first:end]
-        return _patched_z(substitute, here, pair[own], number[own], z)
+        return _patched_z(substitute, here, prompt[own], number[own], z)
 
     return self.mid.rerun_rows(layer, pair, edit, start)
 
