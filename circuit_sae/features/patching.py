@@ -54,7 +54,7 @@ class FeaturePasses:
         self.sites = [check_dictionary(d, model) for d in dictionaries]
         _encode_both(self, batch, dictionaries)
 
-
+# %% ../../nbs/features/05_patching.ipynb #c4a80007
 def _encode_both(passes, batch, dictionaries):
     "Read the sites on both prompts; keep dictionaries and coefficients on the devices of their sites."
     ids = (batch.positives, batch.negatives) if dictionaries else ()
@@ -144,7 +144,7 @@ def n_rows(self: FeaturePasses) -> int:
     codes = 16 * (length - self.first) * max(1, sum(self.widths))  # bytes of a row's coefficients and their changes
     return int(np.clip(min(rows_at_once(self.mid, self.first, length), free // 4 // codes), _ROWS, 8192))
 
-
+# %% ../../nbs/features/05_patching.ipynb #c4a8000d
 @patch
 def measure(
     self: FeaturePasses,

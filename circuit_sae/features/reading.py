@@ -600,6 +600,7 @@ def switch_off(
 ) -> SwitchedOff:  # Raises `InputError` for a feature that does not exist
     "Measure the prediction with the first 0, 1, 2, … features switched off together, and with all features."
     bound = bind_task(model, task)
+    check_dictionary(dictionary, bound.model)
     features = check_features(features, dictionary.width).tolist()
     masks = _step_masks(features, dictionary.width)
     metric = np.zeros((len(masks), bound.n))
@@ -647,6 +648,7 @@ def next_tokens(
 ) -> list:  # [(prompt, [(token, probability)])]; raises `InputError` for a feature that does not exist
     "Return the most likely next tokens on some prompts with any set of features switched off."
     bound = bind_task(model, task)
+    check_dictionary(dictionary, bound.model)
     mask = torch.zeros(1, dictionary.width, dtype=torch.bool)
     if len(features):
         mask[0, check_features(features, dictionary.width)] = True

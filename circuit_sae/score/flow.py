@@ -261,7 +261,7 @@ def by_code(
     rows = [_code_flow(code, mine, self.by_position[:, :, i]) for code in np.unique(mine)]
     return sorted(rows, key=lambda row: -row.share)
 
-
+# %% ../../nbs/score/03_flow.ipynb #d1f3aa01
 @patch
 def by_feature(
     self: Flow,
