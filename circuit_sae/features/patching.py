@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEATURE_METHODS', 'SHORTLIST', 'FeaturePasses', 'feature_passes', 'as_dictionaries', 'FeatureEffects',
-           'features_record', 'features_metric', 'metric_label', 'estimate_batch', 'attribute_features',
-           'check_features', 'patch_features', 'measure_feature_sets']
+           'site_multiplier', 'features_record', 'features_metric', 'metric_label', 'estimate_batch',
+           'attribute_features', 'check_features', 'patch_features', 'measure_feature_sets']
 
 # %% ../../nbs/features/05_patching.ipynb #26ef5260
 from functools import partial
@@ -54,7 +54,7 @@ class FeaturePasses:
         self.sites = [check_dictionary(d, model) for d in dictionaries]
         _encode_both(self, batch, dictionaries)
 
-
+# %% ../../nbs/features/05_patching.ipynb #c4a80007
 def _encode_both(passes, batch, dictionaries):
     "Read the sites on both prompts; keep dictionaries and coefficients on the devices of their sites."
     ids = (batch.positives, batch.negatives) if dictionaries else ()
@@ -89,6 +89,12 @@ def _patched(self: FeaturePasses, i, pair, part, x):
     return x + (change @ dictionary.directions).to(x)
 
 # %% ../../nbs/features/05_patching.ipynb #5fa19985
+def _edits(passes, pair, masks):
+    "Return the edits that patch the features of `masks` [row, feature], for `edited`."
+    parts = masks.float().cpu().split(passes.widths, 1)
+    return {s: partial(passes._patched, i, pair, p) for i, (s, p) in enumerate(zip(passes.sites, parts)) if p.any()}
+
+
 @patch
 @torch.no_grad()
 def run(
@@ -97,13 +103,32 @@ def run(
     masks,  # Which features of all dictionaries each row patches, bool or float [row, feature]
 ) -> torch.Tensor:  # Logits at the last position, float32 [row, d_vocab]
     "Return the logits on the positives with features patched."
-    parts = masks.float().cpu().split(self.widths, 1)
-    edits = {s: partial(self._patched, i, pair, p) for i, (s, p) in enumerate(zip(self.sites, parts)) if p.any()}
+    edits = _edits(self, pair, masks)
     if not edits:
         return self.logits[pair]
     mid, layer = self.mid, min(site.layer for site in edits)
     with edited(mid.model, edits):
         return mid.continue_from(layer, len(mid.resid) - 1, pair, mid.resid[layer][pair], self.first, [])
+
+# %% ../../nbs/features/05_patching.ipynb #a7c3e901
+@patch
+@torch.no_grad()
+def read(
+    self: FeaturePasses,
+    pair,  # The pair of each row, int [row]
+    masks,  # Which features of all dictionaries each row patches, bool or float [row, feature]
+    site: Site,  # A site of a later layer
+) -> torch.Tensor:  # float32 [row, position from `first` on, width]
+    "Return the activation at a later site on the positives with features patched."
+    kept = {}
+
+    def keep(x):
+        return kept.setdefault('x', x.clone())
+
+    mid, layer = self.mid, min(own.layer for own in self.sites)
+    with edited(mid.model, _edits(self, pair, masks) | {site: keep}):
+        mid.continue_from(layer, site.layer, pair, mid.resid[layer][pair], self.first, [])
+    return kept['x']
 
 # %% ../../nbs/features/05_patching.ipynb #fe9ad042
 _ROWS = 256  # rows of a forward pass on a CPU
@@ -119,7 +144,7 @@ def n_rows(self: FeaturePasses) -> int:
     codes = 16 * (length - self.first) * max(1, sum(self.widths))  # bytes of a row's coefficients and their changes
     return int(np.clip(min(rows_at_once(self.mid, self.first, length), free // 4 // codes), _ROWS, 8192))
 
-
+# %% ../../nbs/features/05_patching.ipynb #c4a8000d
 @patch
 def measure(
     self: FeaturePasses,
@@ -378,18 +403,23 @@ def _at_site(sweep, layer, cache, m, site):
 
 # %% ../../nbs/features/05_patching.ipynb #d7170dab
 @torch.no_grad()
-def _multiplier(sweep, bound, batch, site):
-    "Return the flow's multiplier of the activation at a site, [pair, position from the first difference on, d_in]."
+def site_multiplier(
+    sweep: BackwardSweep,  # The sweep through the model
+    bound,  # A `BoundTask`
+    batch,  # A `PairBatch` of prompts of one length
+    site: Site,  # Where
+) -> tuple:  # float32 [pair, position from the first difference on, d_in]; change of the target, float32 [pair]
+    "Return the flow's multiplier of the activation at a site: what one unit of its difference is worth."
     ids = np.concatenate([batch.positives, batch.negatives])
     logits, caches, resid = sweep.cache(ids, batch.start, torch.as_tensor(batch.lengths).flatten())
     answers = [(bound.tokens.answers[pair], bound.tokens.wrongs[pair]) for pair in batch.pairs]
-    u = sweep.final_multiplier(logits, resid[:, -1], answers)[0]
+    u, change = sweep.final_multiplier(logits, resid[:, -1], answers)
     m = torch.zeros_like(resid[: len(u)])
     m[:, -1] = u
     before = Site('resid_pre', 0)
     for layer in reversed(range(site.layer + 1, len(caches))):
         m = _at_site(sweep, layer, caches[layer], m, before)
-    return _at_site(sweep, site.layer, caches[site.layer], m, site)
+    return _at_site(sweep, site.layer, caches[site.layer], m, site), change
 
 # %% ../../nbs/features/05_patching.ipynb #c7497adc
 _TARGETS = {'logit_diff': 'logit_diff', 'kl_div': 'kl'}  # the flow's targets by metric
@@ -412,7 +442,7 @@ def _sweep_for(bound, metric, method):
 def _slopes(passes, batch, metric, method, steps, sweep):
     "Return the slope of the metric at the site, [pair, position from `first` on, d_in]."
     if sweep is not None:
-        m = _multiplier(sweep, passes.bound, batch, passes.sites[0])
+        m, _ = site_multiplier(sweep, passes.bound, batch, passes.sites[0])
         return F.pad(m, (0, 0, len(passes.where) - m.shape[1], 0))
     parts = dict(gradient=[0.0], middle=[0.5]).get(method, [(k + 0.5) / steps for k in range(steps)])
     return sum(_gradient(passes, batch.positives, metric, part) for part in parts) / len(parts)
