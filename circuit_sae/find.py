@@ -592,8 +592,7 @@ def find_circuit(
     2. Score every head on the first `n_flow` pairs.
     3. Patch the heads that could matter on other pairs; the circuit has the heads with an effect of at least
        `min_effect`. With `confirm=False` the score chooses (O'Neill & Bui, arXiv 2405.12522, section 3).
-    4. Run the other prompts; keep the pooled output of every head. Train the SAE and read the code of every head on
-       every prompt.
+    4. Run the other prompts; keep the pooled output of every head. Train the SAE and read the codes of all prompts.
     """
     names = {f.name for f in fields(FindSettings)} - {'changes'}
     given = {k: v for k, v in locals().items() if k in names}

@@ -1,16 +1,16 @@
-"""Compare two nulls for attributions on planted models: `python calibration.py calibration.csv 20`.
-
-The last argument is the number of seeds.
+"""Compare two nulls for attributions on planted models: `python calibration.py calibration.csv --seeds 0 1 2`.
 
 `intact`: planted models. `cut`: the same models with the output weights of the planted heads set to zero. `random
 answers`: answers and wrong answers drawn from other pairs. In the last two, no head knows the answer.
 
 `other answers` is `attribution_null`. `two positives` compares the size of a head's attribution between positive and
 negative with its attributions between the positives of two different pairs, towards the answers of the first.
-Rows that the file has already are not computed again.
+Rows that the file has already are not computed again. Several processes share the work by `--seeds` and `--families`,
+each with a file of its own, which `nbs/benchmarks/merge.py` joins.
 """
 
-import sys
+import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +40,10 @@ def two_positives(bound):
     return reached / n
 
 
-def run(case, family, seed):
+def run(case, family, seed, device='cpu'):
     "Return one row for each null."
     planted = plant(family, seed=300 + seed, n=3 * N_PAIRS)
+    planted.model.original_model.to(device)
     task = random_answers(planted.task, seed) if case == 'random answers' else planted.task
     if case == 'cut':
         cut_out(planted)
@@ -69,13 +70,16 @@ def run(case, family, seed):
 
 
 if __name__ == '__main__':
-    out = Path(sys.argv[1])
-    rows = pd.read_csv(out).to_dict('records') if out.is_file() else []
+    parser = argparse.ArgumentParser()
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--seeds', nargs='+', type=int, default=list(range(20)))
+    parser.add_argument('--families', nargs='+', default=list(PLANTS))
+    parser.add_argument('--device', default='cpu', help="'cpu', the default, or 'cuda'; the models are tiny")
+    given = parser.parse_args()
+    rows = pd.read_csv(given.out).to_dict('records') if given.out.is_file() else []
     done = {(row['case'], row['family'], row['seed']) for row in rows}
-    for seed in range(int(sys.argv[2])):
-        for family in PLANTS:
-            for case in CASES:
-                if (case, family, seed) not in done:
-                    rows += run(case, family, seed)
-                    with whole_file(out) as path:
-                        pd.DataFrame(rows).to_csv(path, index=False)
+    for seed, family, case in itertools.product(given.seeds, given.families, CASES):
+        if (case, family, seed) not in done:
+            rows += run(case, family, seed, given.device)
+            with whole_file(given.out) as path:
+                pd.DataFrame(rows).to_csv(path, index=False)
