@@ -400,7 +400,7 @@ def _csv_rows(lines, delimiter, names, path, first):
 def _read_csv(path, given=None):
     "Return the rows of a CSV file with the name of the line of each, and a remark on the delimiter."
     text = _read_text(path)
-    if text.lstrip()[:1] in ('{', '['):
+    if path.suffix.lower() == '.txt' and text.lstrip()[:1] in ('{', '['):
         return _read_json(path, given)
     excel = re.match(r'"?sep=."?\n', text)
     lines = io.StringIO(text[excel.end() :] if excel else text, newline='')
