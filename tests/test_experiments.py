@@ -1,24 +1,25 @@
 "Test the paper's table without a connection to the hub, and that experiments share runs."
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from huggingface_hub import constants
 
+from circuit_sae.bench import benchmark as benchmark_module
 from circuit_sae.bench.benchmark import load_table
 from circuit_sae.bench.experiments import EXPERIMENTS, experiment_table, run_experiment, verdict
+from circuit_sae.cli import main
 
 
-def test_without_the_hub_the_paper_ends_in_one_line(tmp_path):
-    env = {**os.environ, 'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HOME': str(tmp_path / 'hub')}
-    arguments = ['paper', '--models', 'gpt2', '--seeds', '1', '--n', '5', '--workers', '1']
-    code = f'import sys; from circuit_sae.cli import main; sys.exit(main({arguments}))'
-    options = dict(cwd=tmp_path, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
-    run = subprocess.run([sys.executable, '-c', code], **options)
-    messages = [line for line in run.stderr.splitlines() if line.startswith('circuit_sae:')]
-    assert run.returncode == 2 and len(messages) == 1 and 'Traceback' not in run.stderr, run.stderr
+def test_without_the_hub_the_paper_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(benchmark_module, '_processes', lambda *_: ThreadPoolExecutor(1))  # no new processes
+    arguments = ['--models', 'gpt2', '--seeds', '1', '--n', '5', '--out', str(tmp_path / 'paper')]
+    status = main(['paper', *arguments])
+    said = capsys.readouterr().err
+    messages = [line for line in said.splitlines() if line.startswith('circuit_sae:')]
+    assert status == 2 and len(messages) == 1 and 'Traceback' not in said, said
     assert 'gpt2' in messages[0]
 
 

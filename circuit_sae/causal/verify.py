@@ -13,7 +13,8 @@ from .patching import ABLATIONS, Substitutes, effects_record, pair_metric
 from ..core import InputError, all_heads, head_index, one_of, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
-from ..models.rerun import run_edited
+from ..models.forward import first_positions
+from ..models.rerun import Midway, run_edited
 from ..stats import effect_size, share
 
 # %% ../../nbs/causal/02_verify.ipynb #ba1e7dd2
@@ -22,19 +23,26 @@ def run_kept(
     ids,  # Token ids, int [batch, position]
     keep,  # The heads that are not ablated, bool [set, layer, n_heads]
     substitute,  # Raw `z` of the ablated heads, [layer, batch, position, n_heads, d_head]
+    start: int = 0,  # The first position at which a substitute can differ
+    kv=None,  # Keys and values of a clean pass, from `keys_values`; needed if `start` is not 0
 ) -> torch.Tensor:  # Logits at the last position, float32 [set, batch, d_vocab]
     "Run every prompt with every set of heads in one forward pass; ablate all other heads."
     keep = torch.as_tensor(np.asarray(keep), dtype=torch.bool)
     ids = torch.as_tensor(ids)
+    cache = {}
+    if start:
+        rows = torch.arange(len(ids)).repeat(len(keep))
+        cache = dict(past_key_values=first_positions(kv, rows, start), start=start)
 
     def edit(layer, z):
         kept = keep[:, layer].to(z.device)
         if kept.all():
             return None
         by_set = z.unflatten(0, (len(kept), -1))
-        return torch.where(kept[:, None, None, :, None], by_set, substitute[layer].to(z)).flatten(0, 1)
+        new = substitute[layer][:, start:].to(z)
+        return torch.where(kept[:, None, None, :, None], by_set, new).flatten(0, 1)
 
-    return run_edited(model, ids.repeat(len(keep), 1), edit).unflatten(0, (len(keep), -1))
+    return run_edited(model, ids[:, start:].repeat(len(keep), 1), edit, **cache).unflatten(0, (len(keep), -1))
 
 # %% ../../nbs/causal/02_verify.ipynb #31e53df0
 def _subsets(k, n, rng):
@@ -77,13 +85,21 @@ def _to_numpy(x):
     return x.detach().float().cpu().numpy()
 
 
+def _clean_start(bound, batch, ablation):
+    "Return the first position that the ablation can change, and the clean keys and values before it."
+    if ablation != 'resample' or not batch.is_aligned or not batch.start:
+        return 0, None
+    mid = Midway(bound.model, batch.positives)
+    return mid.clip(min(batch.start, int(batch.lengths[0].min()) - 1)), mid.kv
+
+
 def _measure_batch(bound, batch, keep, passes, metric, rows):
     "Return the metric with each set, float32 [set, pair]; a pass has at most `rows` rows, but at least one set."
-    negative_logits, substitute = passes
+    negative_logits, *instead = passes
     step = max(1, rows // len(batch.pairs))
     measured = []
     for k in range(0, len(keep), step):
-        for logits in run_kept(bound.model, batch.positives, keep[k : k + step], substitute):
+        for logits in run_kept(bound.model, batch.positives, keep[k : k + step], *instead):
             measured.append(_to_numpy(metric(bound, logits, batch.rows, negative_logits)))
     return np.stack(measured)
 
@@ -99,7 +115,8 @@ def _measure_ablations(bound, keep, ablations, metric, batch_size, answers):
             for batch in batches:
                 logits, z = substitutes(batch)
                 negative[batch.pairs] = _to_numpy(metric(bound, logits, batch.rows, logits))
-                out[i][:, batch.pairs] = _measure_batch(bound, batch, keep, (logits, z), metric, batch_size)
+                passes = logits, z, *_clean_start(bound, batch, ablation)
+                out[i][:, batch.pairs] = _measure_batch(bound, batch, keep, passes, metric, batch_size)
                 bar.update()
     return out, negative
 
