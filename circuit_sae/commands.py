@@ -202,6 +202,7 @@ def _draw(found, out):
     files += ['flow.safetensors'] * (found.flow is not None)
     files += ['effects.safetensors'] * (found.confirmation is not None)
     files += ['edges.safetensors'] * (found.settings.ranking != 'unique codes')
+    files += ['pairs.jsonl'] * (Path(out) / 'pairs.jsonl').is_file()
     return [*files, 'sae.safetensors']
 
 # %% ../nbs/05_commands.ipynb #0b026693

@@ -670,6 +670,8 @@ def record(self: Found) -> dict:
     "Return what was run, on what, with which versions, and how long it took, as plain values."
     made_from = self.acts.made_from
     task = dict(name=self.task.name, n=self.task.n, seed=self.task.seed, pairs=made_from['pairs'])
+    for setting in ('answer_token', 'equal_length', 'template'):
+        task[setting] = getattr(self.task, setting)
     s = self.settings
     run = dict(preset=s.preset, pool=s.pool, n_train=s.n_train, seed=s.seed, score=s.ranking, n_flow=s.n_flow)
     run |= dict(confirm=s.confirms, min_effect=s.min_effect, confirm_pairs=s.confirm_pairs)
@@ -683,6 +685,13 @@ def record(self: Found) -> dict:
         versions=versions(),
     )
 
+# %% ../nbs/04_find.ipynb #11de078b
+def _is_built_in(task):
+    "Return whether a task can be made again from its name and settings; a file may have the name of a built-in task."
+    from circuit_sae.data.prompts import TASKS
+
+    return task.name in TASKS and task.table is None
+
 # %% ../nbs/04_find.ipynb #6595d825
 @patch
 def save(
@@ -692,6 +701,8 @@ def save(
 ):
     "Write circuit, scores, edges and codes, and the stages they come from; each file completely or not at all."
     out = check_writable(out)
+    if not _is_built_in(self.task):
+        self.task.save(out / 'pairs.jsonl')
     if stages:
         parts = dict(acts=self.acts, sae=self.sae, flow=self.flow, effects=self.confirmation)
         parts['edges'] = None if self.settings.ranking == 'unique codes' else self.edges
@@ -707,14 +718,18 @@ def save(
     self.circuit.save(out / 'circuit.json', **self.record())
 
 # %% ../nbs/04_find.ipynb #9ca309bd
-def _task_of_run(run):
-    "Return the built-in task that a run was made with."
+def _task_of_run(run, folder):
+    "Return the task that a run was made with: a built-in one, or the pairs in the folder."
     from circuit_sae.data.prompts import TASKS
 
     t = run['task']
+    if (folder / 'pairs.jsonl').is_file():
+        settings = {k: t[k] for k in ('answer_token', 'equal_length', 'template', 'chat') if k in t}
+        return Task.from_data(folder / 'pairs.jsonl', t['name'], **settings)
     if t['name'] not in TASKS:
         raise InputError(
-            f"the run is of the task '{t['name']}', which is not built in. Give the task: load_found(folder, task).",
+            f"the run is of the task '{t['name']}', and '{folder}' has no file pairs.jsonl with its pairs. "
+            'Give the task: load_found(folder, task).',
             code='no-task',
         )
     names = inspect.signature(TASKS[t['name']]).parameters
@@ -723,14 +738,14 @@ def _task_of_run(run):
 # %% ../nbs/04_find.ipynb #99b57449
 def load_found(
     folder,  # A folder that `find_circuit` wrote
-    task: Task = None,  # The task; default: the built-in task of the run
+    task: Task = None,  # The task; default: the built-in task of the run, or the pairs in the folder
 ) -> Found:  # Raises `InputError` if the folder holds no run, or if the task cannot be built from it
     "Read what `find_circuit` found."
     folder = Path(folder)
     settings = FindSettings.from_folder(folder)
     if settings is None:
         raise InputError(f"there is no circuit in '{folder}'. Run find_circuit(..., out='{folder}').", code='no-file')
-    task = _task_of_run(load_json(folder / 'circuit.json')) if task is None else task
+    task = _task_of_run(load_json(folder / 'circuit.json'), folder) if task is None else task
     acts, sae = load_acts(_path(folder, 'acts')), load_sae(_path(folder, 'sae'))
     flow = Flow.load(_path(folder, 'flow')) if settings.ranking == 'flow' else None
     confirmation = Confirmation.load(_path(folder, 'effects')) if settings.confirms else None

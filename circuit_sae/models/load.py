@@ -168,6 +168,11 @@ def _load_error(where, device_map, error):
             f'({type(error).__name__}: {first}). Use a model of another architecture or format.',
             code='unsupported-model',
         )
+    if 'Could not determine supported architecture' in first:
+        return InputError(
+            f"cannot use the model '{where}': TransformerLens does not know its architecture. Use another model.",
+            code='unsupported-model',
+        )
     what = 'read a model from the folder' if Path(where).is_dir() else 'load the model from the hub'
     return InputError(
         f"cannot {what} '{where}': {first} Without a network, use 'smollm2-135m' (it comes from "
