@@ -200,7 +200,9 @@ def _draw(found, out):
         ax.figure.savefig(p, dpi=150)
     files = ['circuit.json', 'scores.csv', 'edges.csv', 'codes.csv', 'heads.png', 'acts.safetensors']
     files += ['flow.safetensors'] * (found.flow is not None)
-    return files + ['effects.safetensors'] * (found.confirmation is not None) + ['sae.safetensors']
+    files += ['effects.safetensors'] * (found.confirmation is not None)
+    files += ['edges.safetensors'] * (found.settings.ranking != 'unique codes')
+    return [*files, 'sae.safetensors']
 
 # %% ../nbs/05_commands.ipynb #0b026693
 def _settings_of_run(args):

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MINIMUM_PAIRS', 'InputError', 'refuses', 'one_of', 'as_options', 'minimum_pairs', 'too_few_pairs', 'Head',
            'parse_head', 'all_heads', 'head_index', 'fingerprint', 'versions', 'check_writable', 'whole_file',
-           'write_text', 'save_json', 'load_json', 'save_tensors', 'read_tensors', 'plain_console', 'cache_dir',
-           'progress']
+           'write_text', 'save_json', 'load_json', 'save_tensors', 'read_tensors', 'once_a_model', 'plain_console',
+           'cache_dir', 'progress']
 
 # %% ../nbs/00_core.ipynb #09285743
 import codecs
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -21,6 +22,7 @@ import re
 import sys
 import tempfile
 import unicodedata
+import weakref
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -316,6 +318,22 @@ def read_tensors(
     if kind not in ([kinds] if isinstance(kinds, str) else kinds):
         raise InputError(f"'{path}' does not hold {what} saved by circuit_sae.", code='wrong-file')
     return arrays, json.loads(meta['made_from']), kind
+
+# %% ../nbs/00_core.ipynb #ff5fa35e
+def once_a_model(
+    f,  # A function of a model and further hashable arguments; its result must not change
+):  # The same function
+    "Decorate a function of a model so that it runs once for each model and arguments."
+    known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    @functools.wraps(f)
+    def answer(model, *args):
+        results = known.setdefault(model, {})
+        if args not in results:
+            results[args] = f(model, *args)
+        return results[args]
+
+    return answer
 
 # %% ../nbs/00_core.ipynb #a6872def
 _PLAIN = str.maketrans({'→': '->', '←': '<-', '−': '-', '–': '-', '—': '-', '…': '...', '≥': '>=', '≤': '<='})

@@ -28,6 +28,7 @@ from .data.tasks import Task
 from .models.support import check_model
 from .results import EdgeScores, HeadScores
 from .score.attribution import rank_heads
+from .score.edges import attribute_edges
 from .score.flow import Flow, check_flow, difference_flow, flow_record
 from .score.unique_codes import edge_scores, node_scores, pair_head_counts
 
@@ -55,8 +56,8 @@ def preset_settings(
 
 # %% ../nbs/04_find.ipynb #ebc9f10c
 def _by_flow(bound, pooled):
-    "Return the difference flow of a task, with edges; its passes fill `pooled`."
-    return difference_flow(bound, n=bound.n, edges=True, pooled=pooled)
+    "Return the difference flow of a task; its passes fill `pooled`."
+    return difference_flow(bound, n=bound.n, pooled=pooled)
 
 
 def _by_attribution(bound, pooled):
@@ -213,6 +214,7 @@ class Found:
         timings: dict,  # Seconds of each stage; None if it was read from disk
         flow: Flow = None,  # The difference flow, if it ranked the heads
         confirmation: Confirmation = None,  # The effects, if heads were chosen by them
+        bound: BoundTask = None,  # The task with the model, to compute edges when they are asked for
     ):
         self.task = task
         self.acts = acts
@@ -223,6 +225,7 @@ class Found:
         self.timings = timings
         self.flow = flow
         self.confirmation = confirmation
+        self.bound = bound
         self.nodes = circuit.scores
         self.note = ''  # why the default score could not rank the heads
 
@@ -247,18 +250,80 @@ class Found:
 
     @cached_property
     def edges(self) -> EdgeScores:
-        "Return the scores of all pairs of heads: difference flow between them, or unique code pairs."
+        "Return the edges into the heads of the circuit (edge attribution patching), or unique code pairs for codes."
         return _edges(self)
 
 # %% ../nbs/04_find.ipynb #b321176c
+def _code_pairs(found):
+    "Return how many pairs of codes occur on positives only, for every pair of heads."
+    counts = edge_scores(found.codes, found.acts.is_positive)
+    return EdgeScores(counts.values, counts.n_heads, 'unique code pairs', made_from=found.acts.made_from)
+
+
+def _circuit_edges(bound, receivers):
+    "Return the edges into some heads; None if this model or these pairs have none that can be attributed."
+    try:
+        return attribute_edges(bound, receivers=receivers)
+    except InputError as e:
+        if e.code not in ('unsupported-model', 'no-difference'):
+            raise
+    return None
+
+# %% ../nbs/04_find.ipynb #01933c88
+def _edge_name(flow):
+    "Return the name of the edges of a flow."
+    return f'{flow.name} between heads'
+
+
+def _flow_edges(flow):
+    "Return the edges of a flow; None if there is no flow, or if it has no edges."
+    if flow is None or flow.edges is None:
+        return None
+    return EdgeScores(flow.between, flow.n_heads, _edge_name(flow), flow.signed_between, flow.made_from)
+
+# %% ../nbs/04_find.ipynb #c030cfc1
+def _no_edges(scores):
+    "Return edges of a circuit whose heads have no earlier heads."
+    none = np.zeros((len(scores), len(scores)))
+    return EdgeScores(none, scores.n_heads, 'edge attribution patching', possible=none)
+
+
+def _saved_without_edges(flow):
+    "Return the edges of a run of an older version; raise `InputError` if it has none."
+    edges = _flow_edges(flow)
+    if edges is None:
+        raise InputError(
+            'this run was saved without edges, and they need the model. Compute them: found.compute_edges(model).',
+            code='no-edges',
+        )
+    return edges
+
+# %% ../nbs/04_find.ipynb #2a825617
 def _edges(found):
-    "Return the edge scores of the same kind as the scores of the heads."
-    if found.flow is None:
-        counts = edge_scores(found.codes, found.acts.is_positive)
-        return EdgeScores(counts.values, counts.n_heads, 'unique code pairs', made_from=found.acts.made_from)
-    flow = found.flow
-    name = f'{flow.name} between heads'
-    return EdgeScores(flow.between, flow.n_heads, name, flow.signed_between, flow.made_from)
+    "Return the edges into the heads of the circuit, and if that cannot be done, those of the flow or of the codes."
+    if found.settings.ranking == 'unique codes':
+        return _code_pairs(found)
+    if found.bound is None:
+        return _saved_without_edges(found.flow)
+    receivers = [head for head in found.circuit if head.layer]
+    if not receivers:
+        return _no_edges(found.nodes)
+    bound = found.bound.take(found.screen.made_from['n_pairs'])
+    edges = _circuit_edges(bound, receivers)
+    if edges is None and found.flow is not None:
+        edges = _flow_edges(difference_flow(bound, edges=True))
+    return _code_pairs(found) if edges is None else edges
+
+# %% ../nbs/04_find.ipynb #0bb20ba5
+@patch
+def compute_edges(
+    self: Found,
+    model,  # The model that the circuit was found in
+) -> EdgeScores:
+    "Compute the edges into the heads of the circuit again, for a run that was read from disk; keep them as `edges`."
+    self.bound = _bind(model, self.task)
+    self.edges = _edges(self)
+    return self.edges
 
 # %% ../nbs/04_find.ipynb #9d3c3660
 @patch
@@ -339,14 +404,12 @@ def _saved_flow(path):
 
 # %% ../nbs/04_find.ipynb #50e2e4ab
 def _saved_screen(bound, name, path):
-    "Return the saved score if it is of these pairs, otherwise None; a flow must have edges."
+    "Return the saved score if it is of these pairs, otherwise None."
     if not path or not path.is_file():
         return None
     if name == 'flow':
         flow = _saved_flow(path)
-        if flow is None:
-            return None
-        return flow if flow.made_from == flow_record(bound, bound.n) and flow.between is not None else None
+        return flow if flow is not None and flow.made_from == flow_record(bound, bound.n) else None
     scores = HeadScores.load(path)
     same = all(scores.made_from.get(k) == bound.identity[k] for k in ('model', 'pairs', 'n_pairs'))
     return scores if same else None
@@ -381,20 +444,44 @@ def _screen(bound, settings, pooled, folder, seconds):
     return _or_compute(saved, lambda: SCORES[name](first, pooled), path, seconds, name)
 
 # %% ../nbs/04_find.ipynb #b1ce3f1a
+def _measure(bound, settings, folder, seconds, pooled):
+    "Return the score and the effects, None for what codes have to come before; their passes fill `pooled`."
+    if settings.ranking == 'unique codes':
+        return None, None
+    screen = _screen(bound, settings, pooled, folder, seconds)
+    return screen, _confirm(bound, screen, settings, folder, seconds, pooled) if settings.confirms else None
+
+
 def _run_model(bound, settings, folder, seconds):
-    "Return the activations, and the score unless codes rank the heads; read both from the folder if they are there."
+    "Return score, effects and activations; read from the folder what is there."
     path = _path(folder, 'acts')
     saved = _saved_acts(bound, settings.pool, path)
     pooled = PooledZ(bound, pool=settings.pool) if saved is None else None
-    screen = None
-    if settings.ranking != 'unique codes':
-        screen = _screen(bound, settings, pooled, folder, seconds)
-    begun = pooled if settings.ranking == 'flow' else None
+    screen, confirmation = _measure(bound, settings, folder, seconds, pooled)
 
     def compute():
-        return cache_head_acts(bound, pool=settings.pool, batch_size=settings.batch_size, begun=begun)
+        return cache_head_acts(bound, pool=settings.pool, batch_size=settings.batch_size, begun=pooled)
 
-    return _or_compute(saved, compute, path, seconds, 'activations'), screen
+    return screen, confirmation, _or_compute(saved, compute, path, seconds, 'activations')
+
+# %% ../nbs/04_find.ipynb #d178eadd
+def _saved_edges(found, path):
+    "Return the saved edges if they lead into the heads of this circuit, on these pairs, otherwise None."
+    if not path.is_file():
+        return None
+    edges = EdgeScores.load(path)
+    wanted = found.bound.take(found.screen.made_from['n_pairs']).identity['pairs']
+    receivers = {str(head) for head in found.circuit if head.layer}
+    same = edges.made_from.get('pairs') == wanted and set(edges.made_from.get('receivers', ())) == receivers
+    return edges if same else None
+
+
+def _add_edges(found, folder):
+    "Compute the edges, or read them from the folder; the edges of codes come from the codes each time."
+    if found.settings.ranking == 'unique codes':
+        return
+    path = _path(folder, 'edges')
+    found.edges = _or_compute(_saved_edges(found, path), lambda: found.edges, path, found.timings, 'edges')
 
 # %% ../nbs/04_find.ipynb #63372656
 @patch
@@ -408,16 +495,17 @@ def _plain(scores):
     return HeadScores(scores.values, scores.n_heads, scores.name, scores.signed, scores.made_from, scores.over)
 
 # %% ../nbs/04_find.ipynb #d8b1483a
-def _confirm(bound, screen, settings, folder, seconds):
-    "Return the effects of the heads that could matter; read them from the folder if they are there."
+def _confirm(bound, screen, settings, folder, seconds, pooled=None):
+    "Return the effects of the heads that could matter. Read them from the folder if nothing has to be pooled."
     n_first, pairs, same = split_pairs(bound.n, settings.n_flow, settings.confirm_pairs)
     if settings.ranking == 'unique codes':
         same = True  # the codes of all prompts were counted
     path = _path(folder, 'effects')
-    saved = _saved_confirmation(screen, settings, bound.identity['pairs'], path)
+    saved = _saved_confirmation(screen, settings, bound.identity['pairs'], path) if pooled is None else None
 
     def compute():
-        return confirm_heads(bound, None, _plain(screen), pairs, same, **settings.confirm_settings())
+        more = settings.confirm_settings()
+        return confirm_heads(bound, None, _plain(screen), pairs, same, pooled, **more)
 
     return _or_compute(saved, compute, path, seconds, 'confirmation')
 
@@ -432,7 +520,7 @@ def _choose(counts, screen, settings):
 def _find(bound, settings, folder):
     "Run every stage and return what was found."
     seconds = {}
-    acts, screen = _run_model(bound, settings, folder, seconds)
+    screen, confirmation, acts = _run_model(bound, settings, folder, seconds)
     training = settings.training(bound.name)
     path = _path(folder, 'sae')
     sae = _or_compute(_saved_sae(acts, training, path), lambda: train_sae(acts, **training), path, seconds, 'SAE')
@@ -440,14 +528,11 @@ def _find(bound, settings, folder):
     codes = sae.codes(acts)
     counts = node_scores(codes, acts.is_positive)
     seconds['codes and scores'] = round(time.perf_counter() - start, 3)
-    confirmation = None
-    if settings.confirms:
-        confirmation = _confirm(bound, counts if screen is None else screen, settings, folder, seconds)
-        circuit = confirmed_circuit(confirmation)
-    else:
-        circuit = _choose(counts, screen, settings)
+    if settings.confirms and confirmation is None:
+        confirmation = _confirm(bound, counts, settings, folder, seconds)
+    circuit = _choose(counts, screen, settings) if confirmation is None else confirmed_circuit(confirmation)
     flow = screen if isinstance(screen, Flow) else None
-    return Found(bound.task, acts, sae, codes, circuit, settings, seconds, flow, confirmation)
+    return Found(bound.task, acts, sae, codes, circuit, settings, seconds, flow, confirmation, bound)
 
 # %% ../nbs/04_find.ipynb #ecdd21a9
 def _bind(model, task):
@@ -504,10 +589,11 @@ def find_circuit(
     """Find the heads that carry out a task.
 
     1. Bind the task to the model and check the settings.
-    2. Run the prompts; keep the pooled output of every head.
-    3. Score every head on the first `n_flow` pairs. Train the SAE and read the code of every head on every prompt.
-    4. Patch the heads that could matter on other pairs; the circuit has the heads with an effect of at least
+    2. Score every head on the first `n_flow` pairs.
+    3. Patch the heads that could matter on other pairs; the circuit has the heads with an effect of at least
        `min_effect`. With `confirm=False` the score chooses (O'Neill & Bui, arXiv 2405.12522, section 3).
+    4. Run the other prompts; keep the pooled output of every head. Train the SAE and read the code of every head on
+       every prompt.
     """
     names = {f.name for f in fields(FindSettings)} - {'changes'}
     given = {k: v for k, v in locals().items() if k in names}
@@ -518,6 +604,7 @@ def find_circuit(
     found = _find(bound, settings, folder)
     found.note = note
     if folder:
+        _add_edges(found, folder)
         found.save(folder, stages=False)
     return found
 
@@ -608,6 +695,7 @@ def save(
     out = check_writable(out)
     if stages:
         parts = dict(acts=self.acts, sae=self.sae, flow=self.flow, effects=self.confirmation)
+        parts['edges'] = None if self.settings.ranking == 'unique codes' else self.edges
         for name, stage in parts.items():
             if stage is not None:
                 stage.save(_path(out, name))
@@ -650,7 +738,11 @@ def load_found(
     seconds = dict.fromkeys(load_json(folder / 'circuit.json')['seconds'])
     circuit = load_circuit(folder / 'circuit.json')
     codes = sae.codes(acts)  # type: ignore[operator]  # a method that `@patch` adds
-    return Found(task, acts, sae, codes, circuit, settings, seconds, flow, confirmation)
+    found = Found(task, acts, sae, codes, circuit, settings, seconds, flow, confirmation)
+    edges = _path(folder, 'edges')
+    if edges.is_file():
+        found.edges = EdgeScores.load(edges)
+    return found
 
 # %% ../nbs/04_find.ipynb #e7a3c1d2
 def example_circuit(

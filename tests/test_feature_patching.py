@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 import torch
 
+from circuit_sae.bench.counting import CountingDevice
+from circuit_sae.bench.feature_experiment import NodePasses, effect_shares, measure_dictionary, same_length
 from circuit_sae.causal.patching import pair_metric
 from circuit_sae.core import InputError
 from circuit_sae.data.batches import bind_task, pair_batches
-from circuit_sae.data.prompts import induction_task
+from circuit_sae.data.prompts import induction_task, ioi_task
 from circuit_sae.features.dictionary import SparseDictionary, fit_basis
 from circuit_sae.features.feature_circuits import all_active, drop_features, feature_circuit, mean_kl
-from circuit_sae.features.patching import FeaturePasses, attribute_features, feature_passes, patch_features
+from circuit_sae.features.patching import (
+    FeaturePasses,
+    attribute_features,
+    feature_passes,
+    patch_features,
+)
+from circuit_sae.features.reading import next_tokens, read_features, switch_off, upstream_features
 from circuit_sae.features.sites import edited, parse_site, read_sites, site_width
 from circuit_sae.models.forward import forward, last_logits, run
 from circuit_sae.models.load import tiny_model
@@ -151,3 +159,35 @@ def test_run_does_not_change_the_model(bound):
     before = run(bound.model, batch.positives)
     patch_features(bound, None, sparse(bound.model, 'L0H1'), [0, 1, 2])
     assert torch.equal(before, run(bound.model, batch.positives))
+
+
+def everything(bound):
+    "Return what the package computes with dictionaries, as arrays."
+    model = bound.model
+    early, late, head = (sparse(model, site) for site in ('L0 z', 'L1 resid_pre', 'L1H2'))
+    found = [attribute_features(bound, None, late, method).drop for method in ('gradient', 'discrete')]
+    found += [patch_features(bound, None, late, range(8)).drop]
+    circuit = feature_circuit(bound, None, [early, late], n_random=2)
+    found += [circuit.measured['patched'], circuit.random.mean(1)]
+    cards = read_features(model, late, range(3), task=bound)
+    found += [[v for card in cards for _, v in card.promoted], switch_off(bound, None, late, range(3)).metric]
+    found += [[p for _, tokens in next_tokens(bound, None, late, [1], 2) for _, p in tokens]]
+    found += [[v for *_, v in upstream_features(bound, None, late, 0, early)]]
+    pairs = same_length(bound, 4)
+    (batch,) = pair_batches(pairs, 4, pad=False)
+    for passes in (FeaturePasses(pairs, batch, [late]), NodePasses(pairs, batch, 1)):
+        found += [[row[-2:] for row in measure_dictionary(passes, batch)]]
+    coordinates = fit_basis(torch.randn(100, 8, generator=torch.Generator().manual_seed(0)), 'neurons')
+    coordinates.site = parse_site('L1H2')
+    return [np.asarray(x) for x in [*found, effect_shares(pairs, head, coordinates, [1, 2])]]
+
+
+def test_everything_is_the_same_on_another_device():
+    "On a device that refuses tensors of the CPU, as a GPU does, the figures are those of the CPU."
+    bound = same_length(bind_task(tiny_model(n_layers=2), ioi_task(n=40)), 4)
+    assert bound.n == 4
+    expected = everything(bound)
+    with CountingDevice(bound.model):
+        found = everything(bound)
+    for a, b in zip(expected, found):
+        np.testing.assert_allclose(a, b, atol=2e-3)

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, GraniteConfig
 
+from circuit_sae.bench.counting import CountingDevice
 from circuit_sae.codes.sae import DiscreteSAE, head_scales
 from circuit_sae.core import InputError
 from circuit_sae.data.batches import bind_task
@@ -154,3 +155,36 @@ def test_a_dictionary_of_another_model_is_refused(tmp_path):
     with pytest.raises(InputError) as refused:
         Dictionary.load(tmp_path / 'a.safetensors', tiny_model(seed=2))
     assert refused.value.code == 'other-model'
+
+
+def test_training_on_another_device_gives_the_same_dictionary():
+    "On a device that refuses tensors of the CPU, activations, trainings and losses are those of the CPU."
+    model = tiny_model()
+    bound = bind_task(model, ioi_task(n=4))
+    documents = task_documents(bound)
+    settings = dict(width=48, k=4, steps=12, batch=32, dead_after=40, every=6)
+
+    def everything(device):
+        acts = token_acts(model, documents, 'L1 resid_pre')
+        made = [train_dictionary(acts, kind, **settings, device=device) for kind in ('topk', 'cunningham', 'jumprelu')]
+        made[0] = train_dictionary(acts, 'topk', **settings, device=device, held_out=acts, model=model)
+        return acts.x, made, [evaluate_dictionary(model, d, documents) for d in made]
+
+    x, dictionaries, scores = everything('cpu')
+    with CountingDevice(model):
+        x2, dictionaries2, scores2 = everything('counted')
+    torch.testing.assert_close(x, x2, atol=1e-5, rtol=1e-5)
+    for d, d2, s, s2 in zip(dictionaries, dictionaries2, scores, scores2):
+        torch.testing.assert_close(d.directions, d2.directions, atol=1e-3, rtol=1e-3)
+        np.testing.assert_allclose(s.losses, s2.losses, rtol=1e-3)
+        assert s.explained_variance == pytest.approx(s2.explained_variance, abs=1e-3)
+
+
+def test_copies_to_the_host_do_not_grow_with_documents_and_sites():
+    model = tiny_model()
+    copies = {}
+    for n in (2, 6):
+        documents = task_documents(bind_task(model, ioi_task(n=n)))
+        with CountingDevice(model) as device:
+            copies[n] = device.count(lambda d=documents: token_acts(model, d, 'L1 resid_pre'))[0].to_host
+    assert copies[2] == copies[6] <= 4

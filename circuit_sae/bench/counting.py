@@ -63,7 +63,13 @@ def _copy_from(x, to, non_blocking=False):
 
 # %% ../../nbs/bench/02_counting.ipynb #8cec1862
 def _register():
-    "Add the device to PyTorch, once."
+    "Add the device to PyTorch, once; raise `InputError` on a machine with a GPU."
+    if torch.cuda.is_available():
+        raise InputError(
+            'PyTorch allows one accelerator a process: with the counting device it could not run a backward pass on the '
+            "GPU of this machine. Count in a process that sees no GPU (CUDA_VISIBLE_DEVICES='') or use count_launches.",
+            code='gpu-present',
+        )
     if _registered:
         return
     torch.utils.backend_registration._setup_privateuseone_for_python_backend(DEVICE)
@@ -74,8 +80,8 @@ def _register():
     _registered.append(library)
 
 
-with contextlib.suppress(RuntimeError):  # another package has taken the place; `CountingDevice` says so
-    _register()
+with contextlib.suppress(RuntimeError, InputError):  # `CountingDevice` says why
+    _register()  # before the first backward pass
 
 # %% ../../nbs/bench/02_counting.ipynb #c0de0008
 class Counts(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 
 from ..causal.patching import patch_heads, pair_metric
-from ..core import fingerprint, one_of
+from ..core import InputError, fingerprint, one_of
 from ..data.batches import BoundTask, pair_batches
 from ..data.prompts import get_task
 from ..data.tasks import TaskTokens
@@ -29,11 +29,12 @@ from circuit_sae.features.patching import (
     measure_feature_sets,
     patch_features,
 )
-from ..features.sites import Site, read_sites
+from ..features.sites import Site
 from ..features.token_acts import Documents, installed_prose, task_documents, text_documents
 from ..features.training import train_dictionary
-from ..models.writes import layer_heads
+from ..results import all_nodes
 from ..score.attribution import rank_heads
+from ..score.flow_sweep import BackwardSweep
 from ..stats import rank_correlation, share
 
 # %% ../../nbs/bench/10_feature_experiment.ipynb #82b77d61
@@ -72,6 +73,7 @@ def make_dictionary(
     steps: int = 400,  # Training steps
     seed: int = 0,  # Seed of the training
     folder=None,  # Where trained dictionaries are kept; default: nowhere
+    device: str = None,  # Where to train; default: a GPU if there is one
 ):  # A `Dictionary`
     "Return a dictionary of the experiment; train it only if the folder does not hold it."
     settings = DICTIONARIES[one_of(name, DICTIONARIES, 'dictionary')]
@@ -81,7 +83,8 @@ def make_dictionary(
     path = folder and Path(folder) / f'{acts.site.name}-{acts.site.head}-{key}.safetensors'
     if path and path.is_file():
         return load_dictionary(path)
-    found = train_dictionary(acts, width=width, steps=steps, batch=512, seed=seed, every=steps, **settings)
+    fixed = dict(batch=512, every=steps, device=device)
+    found = train_dictionary(acts, width=width, steps=steps, seed=seed, **fixed, **settings)
     found = found.requires_grad_(False).eval()
     if path:
         found.save(path)
@@ -99,22 +102,20 @@ class NodePasses(FeaturePasses):
         layer: int,  # The layer
     ):
         super().__init__(bound, batch, [], 'all')
-        model = bound.model
         self.sites = [Site('resid_pre', layer)]
-        nodes = [Site('resid_pre', 0)]
-        for i in range(layer):
-            nodes += [Site('result', i, head) for head in range(layer_heads(model, i).n)]
-            nodes += [Site('mlp_out', i)] if f'blocks.{i}.hook_mlp_out' in model.hook_dict else []
-        x, x_neg = (read_sites(model, ids, nodes) for ids in (batch.positives, batch.negatives))
-        self.nodes = nodes
-        self.widths = [len(nodes)]
-        self.writes = torch.stack([(batch.at_partners(x_neg[s]) - x[s])[:, self.first :] for s in nodes])
+        self.nodes = all_nodes(layer, bound.model.cfg.n_heads)
+        self.widths = [len(self.nodes)]
+        sweep = BackwardSweep(bound.model)
+        ids = np.concatenate([batch.positives, batch.negatives])
+        _, caches, resid = sweep.cache(ids, self.first, torch.as_tensor(batch.lengths).flatten(), keep_resid=True)
+        writes = -sweep.node_differences(caches, resid)[:, : len(self.nodes)]
+        self.writes = writes.unflatten(2, (-1, bound.model.cfg.d_model))  # [pair, node, position, d_model]
 
 # %% ../../nbs/bench/10_feature_experiment.ipynb #71a7b1bd
 @patch
 def active(self: NodePasses) -> torch.Tensor:  # bool [node]
     "Return which nodes write something else on the negative."
-    return (self.writes != 0).flatten(1).any(1)
+    return (self.writes != 0).flatten(2).any(2).any(0).cpu()
 
 
 @patch
@@ -125,25 +126,34 @@ def run(
     masks,  # Which nodes each row patches, bool or float [row, node]
 ) -> torch.Tensor:  # Logits at the last position, float32 [row, d_vocab]
     "Return the logits on the positives with writes of nodes patched."
-    edit = torch.einsum('ru,urpd->rpd', masks.float(), self.writes[:, pair])
-    layer = self.sites[0].layer
+    layer, masks = self.sites[0].layer, masks.to(self.writes)
     x = self.mid.resid[layer][pair].clone()
-    x[:, self.first :] += edit.to(x)
+    for i in np.unique(pair):  # the rows of a pair share its writes
+        own = torch.as_tensor(pair) == i
+        x[own, self.first :] += torch.einsum('ru,upd->rpd', masks[own], self.writes[i]).to(x)
     return self.mid.continue_from(layer, len(self.mid.resid) - 1, pair, x, self.first, [])
 
 # %% ../../nbs/bench/10_feature_experiment.ipynb #1f2f7988
 @patch
 def edit_size(self: NodePasses, masks) -> torch.Tensor:  # float32 [set, pair]
     "Return the mean size of the edit over positions."
-    return torch.einsum('su,urpd->srpd', masks.float(), self.writes).norm(dim=-1).mean(2)
+    masks = masks.to(self.writes)
+    sizes = [torch.einsum('su,upd->spd', masks, own).norm(dim=-1).mean(1) for own in self.writes]
+    return torch.stack(sizes, 1).cpu()
 
 # %% ../../nbs/bench/10_feature_experiment.ipynb #b90798cd
 def same_length(
     bound,  # A `BoundTask`
     n: int,  # Number of pairs at most
 ) -> BoundTask:
-    "Return pairs of the length that most pairs have, so that one batch holds them."
-    batch = max(pair_batches(bound, bound.n, pad=False), key=lambda batch: len(batch.pairs))
+    "Return pairs of the length that most pairs have, so that one batch holds them; both prompts have this length."
+    batches = [b for b in pair_batches(bound, bound.n, pad=False) if b.positives.shape == b.negatives.shape]
+    if not batches:
+        text = (
+            'expected pairs whose prompts have the same number of tokens; no pair of this task has. Use another task.'
+        )
+        raise InputError(text, code='pair-lengths')
+    batch = max(batches, key=lambda batch: len(batch.pairs))
     rows = [*batch.pairs[:n], *(batch.pairs[:n] + bound.n)]
     t = bound.tokens
     columns = [[column[i] for i in rows] for column in (t.ids, t.answers, t.wrongs, t.texts)]

@@ -764,10 +764,11 @@ def profile_find(
     sae = _part(seconds, 'SAE', lambda: c.train(acts, preset='quick'))
     codes = _part(seconds, 'codes', lambda: sae.codes(acts))
     n_flow = min(20, c.task.n)
-    flow = _part(seconds, 'flow, 20 pairs', lambda: difference_flow(c.model, c.task, n_flow, edges=True))
+    flow = _part(seconds, 'flow, 20 pairs', lambda: difference_flow(c.model, c.task, n_flow))
     _part(seconds, 'node scores', lambda: node_scores(codes, y))
-    circuit = predict_circuit(HeadScores(flow.values, flow.n_heads, flow.name), over='sum')
-    found = Found(c.task, acts, sae, codes, circuit, FindSettings(), {}, flow)
+    scores = HeadScores(flow.values, flow.n_heads, flow.name, made_from=flow.made_from)
+    circuit = predict_circuit(scores, over='sum')
+    found = Found(c.task, acts, sae, codes, circuit, FindSettings(), {}, flow, bound=bind_task(c.model, c.task))
     _profile_found(found, seconds)
     return seconds
 

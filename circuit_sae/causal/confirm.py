@@ -16,7 +16,8 @@ from .patching import effects_record, new_effects, pair_metric
 from ..core import InputError, one_of
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
-from ..models.rerun import can_pad
+from ..models.forward import hooked, z_hooks
+from ..models.rerun import can_pad, reruns
 from ..results import HeadScores
 from ..stats import adjust
 
@@ -446,12 +447,18 @@ def run_stages(
             patcher.passes.pop(block[0])  # not patched again
     return drawn, begun, bound
 
+# %% ../../nbs/causal/03_confirm.ipynb #4b219f1f
+def _all_z_hooks(model, on_z):
+    "Return hooks that call `on_z` with the `z` of every layer."
+    return [hook for layer in range(model.cfg.n_layers) for hook in z_hooks(model, layer, on_z)]
+
 # %% ../../nbs/causal/03_confirm.ipynb #db520a8c
 class _Patcher:
     "Measure on the pairs of a task; keep the passes of the blocks that are patched more than once."
 
-    def __init__(self, bound, effects, settings):
+    def __init__(self, bound, effects, settings, pooled=None):
         self.bound = bound
+        self.pooled = None if bound.long_answers else pooled
         self.effects = effects
         self.metric = pair_metric(settings.metric)
         self.substitutes = Substitutes(bound, settings.ablation)
@@ -461,9 +468,20 @@ class _Patcher:
         "Run the pairs of a block and measure them."
         answers = self.effects.made_from['metric'] != 'kl_div'
         batches = pair_batches(self.bound, 24, can_pad(self.bound.model), only=block, answers=answers)
-        self.passes[block[0]] = [PatchPasses(self.bound, batch, self.substitutes) for batch in batches]
+        self.passes[block[0]] = [self.clean_passes(batch) for batch in batches]
         for passes in self.passes[block[0]]:
             passes.measure_clean(self.effects, self.metric)
+
+    def clean_passes(self, batch):
+        "Run positives and negatives; pool the outputs of the heads too if that is still to be done."
+        if self.pooled is None or self.pooled.done[batch.pairs].all():
+            return PatchPasses(self.bound, batch, self.substitutes)
+        reruns(self.bound.model)  # its own passes come before the hooks
+        on_z = self.pooled.in_two_passes(batch)
+        with hooked(self.bound.model, _all_z_hooks(self.bound.model, on_z)):
+            passes = PatchPasses(self.bound, batch, self.substitutes)
+        self.pooled.finish_two(batch, passes.mid.logits, passes.negative_logits)
+        return passes
 
     def patch_pairs(self, blocks, heads):
         "Patch these heads on these blocks, as far as they have not been patched."
@@ -495,6 +513,7 @@ def confirm_heads(
     screen: HeadScores = None,  # A score of every head, which the shortlist follows
     pairs=None,  # Numbers of the pairs to patch, int [pair]; default: the first `n_pairs`
     same_pairs: bool = False,  # Was the score computed on these pairs?
+    pooled=None,  # A `PooledZ` of the same task, which receives every head's `z` from the clean passes
     **settings,  # Fields of `ConfirmSettings`
 ) -> Confirmation:  # Raises `InputError` if the pairs cannot be patched
     """Measure the effects of the heads that could matter, and choose the heads with an effect.
@@ -514,7 +533,7 @@ def confirm_heads(
     check_pairs(bound, answers=s.metric != 'kl_div', equal_length=False, long_answers=True)
     pairs = np.arange(bound.n)[: s.n_pairs] if pairs is None else np.asarray(pairs)[: s.n_pairs]
     effects = new_effects(effects_record(bound, s.ablation, 'all', s.metric))
-    patcher = _Patcher(bound, effects, s)
+    patcher = _Patcher(bound, effects, s, pooled)
     blocks = pair_blocks(pairs, s.block)
     drawn, begun, limit = run_stages(effects, screen, blocks, patcher, s)
     confirmed = Confirmation(effects, screen, drawn, np.full(len(screen), np.nan), s, same_pairs, limit)

@@ -305,28 +305,53 @@ def _first_weights(positives, negatives, start):
 
 # %% ../../nbs/codes/00_activations.ipynb #f681f6f5
 @patch
+def in_two_passes(
+    self: PooledZ,
+    batch: PairBatch,  # The pairs that two passes run: first the positives, then the negatives
+):  # A function of (layer, z): the `on_z` of both; the second pass may begin where the pairs begin to differ
+    "Return a function that receives each layer's `z` from two forward passes and pools it; then call `finish_two`."
+    model = self.bound.model
+    positive_weights, negative_weights = batch_weights(self.weights, batch)
+    first = _first_weights(positive_weights, negative_weights, batch.start)
+    later = negative_weights.copy()
+    later[:, : batch.start] = 0  # pooled from the first pass
+    both, negative, later = (_upload(w, model) for w in (first, negative_weights[:, None], later[:, None]))
+    self.parts, self.rest = {}, {}
+
+    def pool_layer(layer, z):
+        if layer not in self.parts:
+            self.parts[layer] = _pooled(z, both)
+        elif z.shape[1] == negative.shape[2]:  # all of the negatives
+            self.rest[layer] = _pooled(z, negative)[:, 0]
+        else:
+            self.rest[layer] = self.parts[layer][:, 1] + _pooled(z, later[:, :, -z.shape[1] :])[:, 0]
+
+    return pool_layer
+
+# %% ../../nbs/codes/00_activations.ipynb #fcc56d17
+@patch
+def finish_two(
+    self: PooledZ,
+    batch: PairBatch,  # The pairs that the passes ran
+    positives,  # Logits at the last position of the positives, float [batch, d_vocab]
+    negatives,  # The same of the negatives
+):
+    "Store what `in_two_passes` pooled, and record how well the model does the task."
+    self._store(batch.pairs, {layer: part[:, 0] for layer, part in self.parts.items()})
+    self._store(batch.pairs + self.bound.n, self.rest)
+    self.parts, self.rest = {}, {}
+    self.judge(batch, positives, negatives)
+
+
+@patch
 def run(
     self: PooledZ,
     batch: PairBatch,  # The pairs to run
 ):
     "Run a batch and pool it; the tokens that a negative shares with its positive are computed and pooled once."
-    model = self.bound.model
-    positive_weights, negative_weights = batch_weights(self.weights, batch)
-    both = _upload(_first_weights(positive_weights, negative_weights, batch.start), model)
-    negative = _upload(negative_weights[:, None], model)
-    first, rest = {}, {}
-
-    def pool_first(layer, z):
-        first[layer] = _pooled(z, both)
-
-    def pool_rest(layer, z):  # all of the negatives if the model keeps no cache
-        part = _pooled(z, negative[:, :, -z.shape[1] :])[:, 0]
-        rest[layer] = part if z.shape[1] == negative.shape[2] else first[layer][:, 1] + part
-
-    logits = run_pairs(model, batch.positives, batch.negatives, pool_first, pool_rest, batch.lengths)
-    self._store(batch.pairs, {layer: part[:, 0] for layer, part in first.items()})
-    self._store(batch.pairs + self.bound.n, rest)
-    self.judge(batch, *logits)
+    on_z = self.in_two_passes(batch)
+    logits = run_pairs(self.bound.model, batch.positives, batch.negatives, on_z, on_z, batch.lengths)
+    self.finish_two(batch, *logits)
 
 # %% ../../nbs/codes/00_activations.ipynb #dd8b6928
 def _made_from(bound, pool):

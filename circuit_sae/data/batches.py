@@ -253,23 +253,29 @@ def at_partners(
     return x[(slice(None),) * (axis - 1) + (batch, self.partners)]
 
 # %% ../../nbs/data/03_batches.ipynb #4ad5cfbc
-def _batch_cost(shapes, pass_cost):
-    "Return the cost in tokens of one batch with these (length, length, first difference)."
-    positive, negative, start = zip(*shapes)
-    return pass_cost + len(shapes) * (max(positive) + max(negative) - min(start))
+def _batch_costs(shapes, pass_cost):
+    "Return the costs in tokens of the batches that end with the last of these (length, length, first difference)."
+    positive, negative, start = shapes[::-1].T
+    longest = np.maximum.accumulate(positive) + np.maximum.accumulate(negative)
+    tokens = np.arange(1, len(shapes) + 1) * (longest - np.minimum.accumulate(start))
+    return pass_cost + tokens[::-1]  # in the order of the first shape of the batch
 
 
 def _best_cuts(shapes, batch_size, pass_cost):
     "Return the slices that cut a list of shapes into batches at the lowest cost."
-    best = [(0, 0)]  # (cost of the first j shapes, where their last batch starts) for j = 0, 1, ...
+    shapes = np.array(shapes)
+    best = np.zeros(len(shapes) + 1)  # cost of the first j shapes, for j = 0, 1, ...
+    begin = [0]  # where their last batch starts
     for j in range(1, len(shapes) + 1):
-        starts = range(max(0, j - batch_size), j)
-        best.append(min((best[i][0] + _batch_cost(shapes[i:j], pass_cost), i) for i in starts))
+        first = max(0, j - batch_size)
+        costs = best[first:j] + _batch_costs(shapes[first:j], pass_cost)
+        best[j] = costs.min()
+        begin.append(first + int(costs.argmin()))
     cuts = []
     j = len(shapes)
     while j:
-        cuts.append(slice(best[j][1], j))
-        j = best[j][1]
+        cuts.append(slice(begin[j], j))
+        j = begin[j]
     return cuts[::-1]
 
 # %% ../../nbs/data/03_batches.ipynb #8987d555

@@ -19,12 +19,12 @@ from ..causal.patching import default_metric, pair_metric, position_mask
 from ..core import InputError, fingerprint, one_of, progress, read_tensors, save_tensors
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
-from .dictionary import check_dictionary
+from .dictionary import check_dictionary, on_device
 from .sites import Site, edited, read_sites
 from ..models.behaviour import metric_name
-from ..models.forward import forward, last_logits, run
+from ..models.forward import forward, free_memory, last_logits, run
 from ..models.load import model_lock
-from ..models.rerun import Midway
+from ..models.rerun import Midway, rows_at_once
 from ..models.support import check_model
 from ..score.attribution import no_weight_gradients
 from ..score.flow import check_flow
@@ -44,19 +44,26 @@ class FeaturePasses:
         positions='all',  # 'all', 'last' or a list of positions
     ):
         model = bound.model
-        self.bound, self.pairs, self.dictionaries = bound, batch.pairs, dictionaries
-        self.sites = [check_dictionary(d, model) for d in dictionaries]
+        self.bound, self.pairs = bound, batch.pairs
         self.mid = Midway(model, batch.positives)
         self.first = self.mid.clip(batch.start)
-        self.where = torch.as_tensor(position_mask(positions, batch.positives.shape[1]))[self.first :, None].float()
         self.logits = self.mid.logits
         self.negative_logits = run(model, batch.negatives).clone()
-        ids = (batch.positives, batch.negatives) if dictionaries else ()
-        self.x, x_neg = [read_sites(model, own, self.sites) for own in ids] or ({}, {})
-        late = slice(self.first, None)
-        self.codes = [d.encode(self.x[s])[:, late] for d, s in zip(dictionaries, self.sites)]
-        self.targets = [d.encode(batch.at_partners(x_neg[s]))[:, late] for d, s in zip(dictionaries, self.sites)]
-        self.widths = [d.width for d in dictionaries]
+        where = torch.as_tensor(position_mask(positions, batch.positives.shape[1]))[self.first :, None]
+        self.where = where.float().to(self.logits.device)
+        self.sites = [check_dictionary(d, model) for d in dictionaries]
+        _encode_both(self, batch, dictionaries)
+
+
+def _encode_both(passes, batch, dictionaries):
+    "Read the sites on both prompts; keep dictionaries and coefficients on the devices of their sites."
+    ids = (batch.positives, batch.negatives) if dictionaries else ()
+    passes.x, x_neg = [read_sites(passes.bound.model, own, passes.sites) for own in ids] or ({}, {})
+    passes.dictionaries = [on_device(d, passes.x[s].device) for d, s in zip(dictionaries, passes.sites)]
+    late, own = slice(passes.first, None), list(zip(passes.dictionaries, passes.sites))
+    passes.codes = [d.encode(passes.x[s])[:, late] for d, s in own]
+    passes.targets = [d.encode(batch.at_partners(x_neg[s]))[:, late] for d, s in own]
+    passes.widths = [d.width for d in dictionaries]
 
 # %% ../../nbs/features/05_patching.ipynb #8b3a2d05
 @patch
@@ -70,14 +77,15 @@ def changes(
 @patch
 def active(self: FeaturePasses) -> torch.Tensor:  # bool [feature of all dictionaries]
     "Return which features differ between positive and negative, on any pair and position."
-    return torch.cat([(change != 0).flatten(0, 1).any(0) for change in self.changes()])
+    return torch.cat([(change != 0).flatten(0, 1).any(0).cpu() for change in self.changes()])
 
 # %% ../../nbs/features/05_patching.ipynb #ba92b0e6
 @patch
 def _patched(self: FeaturePasses, i, pair, part, x):
     "Return the activation of site `i` with the features of `part` [row, feature] patched."
     dictionary = self.dictionaries[i]
-    change = (self.targets[i][pair] - dictionary.encode(x.float())) * part[:, None] * self.where.to(part)
+    part = part[:, None].to(x.device)
+    change = (self.targets[i][pair] - dictionary.encode(x.float())) * part * self.where.to(part)
     return x + (change @ dictionary.directions).to(x)
 
 # %% ../../nbs/features/05_patching.ipynb #5fa19985
@@ -89,7 +97,7 @@ def run(
     masks,  # Which features of all dictionaries each row patches, bool or float [row, feature]
 ) -> torch.Tensor:  # Logits at the last position, float32 [row, d_vocab]
     "Return the logits on the positives with features patched."
-    parts = masks.float().to(self.targets[0].device).split(self.widths, 1)
+    parts = masks.float().cpu().split(self.widths, 1)
     edits = {s: partial(self._patched, i, pair, p) for i, (s, p) in enumerate(zip(self.sites, parts)) if p.any()}
     if not edits:
         return self.logits[pair]
@@ -98,7 +106,18 @@ def run(
         return mid.continue_from(layer, len(mid.resid) - 1, pair, mid.resid[layer][pair], self.first, [])
 
 # %% ../../nbs/features/05_patching.ipynb #fe9ad042
-_ROWS = 256  # rows of a forward pass
+_ROWS = 256  # rows of a forward pass on a CPU
+
+
+@patch
+def n_rows(self: FeaturePasses) -> int:
+    "Return how many rows a forward pass has; on a GPU as many as fit, because a pass of few rows takes as long."
+    free = free_memory(self.logits.device)
+    if free is None:
+        return _ROWS
+    length = self.mid.ids.shape[1]
+    codes = 16 * (length - self.first) * max(1, sum(self.widths))  # bytes of a row's coefficients and their changes
+    return int(np.clip(min(rows_at_once(self.mid, self.first, length), free // 4 // codes), _ROWS, 8192))
 
 
 @patch
@@ -110,7 +129,7 @@ def measure(
     "Return the metric with each set of features patched, many sets in one pass."
     n = len(self.pairs)
     out = []
-    for rows in torch.arange(len(masks) * n).split(_ROWS):
+    for rows in torch.arange(len(masks) * n).split(self.n_rows()):
         pair = rows % n
         logits = self.run(pair, masks[rows // n])
         out.append(metric(self.bound, logits, self.pairs[pair.numpy()], self.negative_logits[pair]).cpu())

@@ -29,7 +29,7 @@ from circuit_sae.core import (
 )
 from ..data.batches import BoundTask, bind_task, pair_batches
 from ..data.tasks import Encoder, Task
-from .dictionary import Dictionary, check_dictionary, load_dictionary
+from .dictionary import Dictionary, check_dictionary, load_dictionary, on_device
 from .patching import FeatureEffects, check_features, feature_passes, patch_features
 from .sites import Site, edited, read_sites, resolve_site
 from circuit_sae.features.token_acts import (
@@ -42,7 +42,7 @@ from circuit_sae.features.token_acts import (
 )
 from .training import train_dictionary
 from ..models.behaviour import judge
-from ..models.forward import forward, last_logits, max_positions
+from ..models.forward import forward, input_device, last_logits, max_positions
 from ..models.load import load_model, model_identity, model_lock
 from ..models.writes import layer_heads, norm_gain, write_matrix
 from ..score.attribution import no_weight_gradients
@@ -53,7 +53,7 @@ def _post_gain(model, site):
     "Return the gain of the norm between a site and the residual stream, or 1."
     name = dict(attn_out='ln1_post', mlp_out='ln2_post').get(site.kind)
     norm = getattr(model.blocks[site.layer], name, None) if name else None
-    return 1.0 if norm is None else norm_gain(norm.original_component, model.cfg.d_model)
+    return 1.0 if norm is None else norm_gain(norm.original_component, model.cfg.d_model).cpu()
 
 # %% ../../nbs/features/07_reading.ipynb #27886f1c
 @torch.no_grad()
@@ -64,7 +64,7 @@ def written_directions(
 ) -> torch.Tensor:  # float32 [feature, d_model]
     "Return what directions at a site add to the residual stream."
     site = resolve_site(model, site)
-    directions = directions.detach().float()
+    directions = directions.detach().float().cpu()
     if site.kind != 'z':
         return directions * _post_gain(model, site)
     own = layer_heads(model, site.layer)
@@ -80,7 +80,7 @@ def final_scale(
 ) -> float:  # 1 for a model without a scaling final norm
     "Return the mean of 1 / (scale of the final norm) at the last position of the positives."
     bound = bind_task(model, task)
-    norm = measure_norm(bound.model.ln_final, bound.model.cfg.d_model, 'cpu')
+    norm = measure_norm(bound.model.ln_final, bound.model.cfg.d_model, input_device(bound.model))
     if not norm.scales:
         return 1.0
     last = Site('resid_post', len(bound.model.blocks) - 1)
@@ -100,8 +100,8 @@ def written_logits(
     scale: float = 1.0,  # 1 / (scale of the final norm), as `final_scale` returns it
 ) -> torch.Tensor:  # float32 [feature, d_vocab], in nats per unit, mean over the vocabulary 0
     "Return what directions at a site add to the logits on the direct path."
-    x = written_directions(model, site, directions).cpu()
-    norm = measure_norm(model.ln_final, model.cfg.d_model, 'cpu')
+    x = written_directions(model, site, directions)
+    norm = measure_norm(model.ln_final, model.cfg.d_model, input_device(model))
     x = x - x.mean(-1, keepdim=True) if norm.centres else x
     logits = (x * norm.gain.cpu() * scale) @ model.W_U.detach().float().cpu()
     return logits - logits.mean(-1, keepdim=True)
@@ -260,10 +260,11 @@ def upstream_features(
     for up in ups:
         if check_dictionary(up, bound.model).layer >= down.layer:
             raise InputError(f'expected sites before {down}; got {up.site}. Use an earlier layer.', code='site-order')
+    dictionary, *ups = (on_device(d, input_device(bound.model)) for d in (dictionary, *ups))
     found, change = [0.0] * len(ups), 0.0
     for batch in pair_batches(bound, batch_size, pad=False):
         parts = [_upstream_batch(bound.model, batch, dictionary, feature, up) for up in ups]
-        found = [total + part[0] for total, part in zip(found, parts)]
+        found = [total + part[0].cpu() for total, part in zip(found, parts)]
         change += parts[0][1]
     rows = [(str(up.site), j, v / (change or 1.0)) for up, part in zip(ups, found) for j, v in enumerate(part.tolist())]
     return sorted(rows, key=_size, reverse=True)[:n]
@@ -605,9 +606,10 @@ def _step_masks(features, width):
 
 # %% ../../nbs/features/07_reading.ipynb #a0227c3b
 def _top_tokens(encoder, logits, n_top):
-    "Return the most likely tokens of one row with their probabilities."
+    "Return the most likely tokens of each row with their probabilities."
     best = logits.float().softmax(-1).topk(n_top)
-    return [(t, round(float(p), 4)) for t, p in zip(encoder.strings(best.indices.tolist()), best.values)]
+    rows = zip(best.indices.cpu().tolist(), best.values.cpu().tolist())
+    return [[(t, round(p, 4)) for t, p in zip(encoder.strings(ids), probs)] for ids, probs in rows]
 
 # %% ../../nbs/features/07_reading.ipynb #0e65273b
 def _metric_of(bound, logits, pairs, negative_logits):
@@ -640,15 +642,17 @@ def switch_off(
     shown = {}
     encoder = Encoder(bound.model)
     for passes in feature_passes(bound, None, dictionary, batch_size=batch_size):
-        for step, mask in enumerate(masks):
-            pair = torch.arange(len(passes.pairs))
-            logits = passes.run(pair, mask[None].repeat(len(pair), 1))
-            found = _metric_of(bound, logits, passes.pairs, passes.negative_logits)
-            metric[step, passes.pairs] = found[0]
-            prob[step, passes.pairs] = 0 if found[1] is None else found[1]
-            for row, i in enumerate(passes.pairs):
-                if i < n_shown:
-                    shown[step, int(i)] = _top_tokens(encoder, logits[row], n_top)
+        n = len(passes.pairs)
+        for rows in torch.arange(len(masks) * n).split(passes.n_rows()):
+            step, pair = rows // n, rows % n
+            logits = passes.run(pair, masks[step])
+            places = step.numpy(), passes.pairs[pair.numpy()]
+            found = _metric_of(bound, logits, places[1], passes.negative_logits[pair])
+            metric[places] = found[0]
+            prob[places] = 0 if found[1] is None else found[1]
+            wanted = [row for row, i in enumerate(places[1]) if i < n_shown]
+            tops = _top_tokens(encoder, logits[wanted], n_top)
+            shown |= {(int(places[0][row]), int(places[1][row])): top for row, top in zip(wanted, tops)}
     return _switched(bound, encoder, features, metric, prob, shown)
 
 # %% ../../nbs/features/07_reading.ipynb #b6608dd6
@@ -685,8 +689,7 @@ def next_tokens(
     for passes in feature_passes(bound.take(min(n, bound.n)), None, dictionary):
         pair = torch.arange(len(passes.pairs))
         logits = passes.run(pair, mask.repeat(len(pair), 1))
-        for row, i in zip(logits, passes.pairs):
-            found[int(i)] = _top_tokens(Encoder(bound.model), row, n_top)
+        found |= dict(zip(passes.pairs.tolist(), _top_tokens(Encoder(bound.model), logits, n_top)))
     return [(bound.tokens.texts[i], found[i]) for i in sorted(found)]
 
 # %% ../../nbs/features/07_reading.ipynb #ac4f769c

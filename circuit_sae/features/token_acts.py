@@ -325,8 +325,8 @@ def _read_rows(model, documents, sites, skip, batch_size, empty):
     n_batches = -(-len(documents) // batch_size)
     for numbers, ids, lengths in progress(documents.batches(batch_size), 'reading activations', n_batches, 'batch'):
         for site, x in read_sites(model, ids, sites, lengths).items():
-            for i, document in enumerate(numbers):
-                rows[site][starts[document] : starts[document + 1]] = x[i, skip : lengths[i]].cpu()
+            for document, own, length in zip(numbers, x.cpu(), lengths):
+                rows[site][starts[document] : starts[document + 1]] = own[skip:length]
     return rows
 
 # %% ../../nbs/features/01_token_acts.ipynb #b19d377b

@@ -8,7 +8,6 @@ __all__ = ['BANDWIDTH', 'dictionary_loss', 'batch_rows', 'TrainingStopped', 'tra
 
 # %% ../../nbs/features/03_training.ipynb #98a65f8b
 import copy
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +18,17 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 
 from ..core import InputError, fingerprint, one_of, progress, whole_file
-from .dictionary import SPARSE_KINDS, Dictionary, SparseDictionary, check_dictionary, keep_largest
+from circuit_sae.features.dictionary import (
+    SPARSE_KINDS,
+    Dictionary,
+    SparseDictionary,
+    check_dictionary,
+    keep_largest,
+    on_device,
+)
 from .sites import edited, token_losses
 from .token_acts import TokenActs, as_documents
+from ..models.forward import free_memory
 
 # %% ../../nbs/features/03_training.ipynb #b25a21af
 BANDWIDTH = 0.05  # width of the window in which thresholds of 'jumprelu' get gradients, for entries of mean square 1
@@ -47,7 +54,7 @@ class _Jump(torch.autograd.Function):
 def _before_activation(dictionary, x):
     "Return the coefficients before the activation function, without a gradient for every token by the decoder's bias."
     E = dictionary.encoder
-    return torch.addmm(dictionary.b_enc - dictionary.b_dec @ E, x, E)
+    return torch.addmm(dictionary.b_enc - dictionary.b_dec[None] @ E, x, E)
 
 
 def _sum_of_largest(dictionary, p):
@@ -166,7 +173,7 @@ class _Training:
 
     def __init__(self, acts, x, settings, device):
         self.acts = acts
-        self.x = x
+        self.x = _near(x, torch.device(device))
         self.settings = settings
         self.device = device
         self.dictionary = _start(settings, self.batch(0)).to(device)
@@ -182,6 +189,12 @@ class _Training:
         return self.x[rows].to(self.device) * self.settings['scale']
 
 # %% ../../nbs/features/03_training.ipynb #a2af5028
+def _near(x, device):
+    "Return activations on the device if they take at most a quarter of the memory that is free there."
+    free = free_memory(device)
+    return x if free is None or 4 * x.numel() * x.element_size() > free else x.to(device)
+
+
 def _start(settings, x):
     "Return the dictionary before the first step; its reconstruction begins at the mean of a batch."
     s = settings
@@ -251,7 +264,7 @@ def take_step(self: _Training):
     self.optimizer.zero_grad()
     loss.backward()
     size = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
-    if not math.isfinite(loss.item()) or not torch.isfinite(size):
+    if not torch.isfinite(loss.detach() + size):  # one copy to the host
         return None
     self.set_rate()
     self.optimizer.step()
@@ -425,18 +438,18 @@ class _Moments:
 
     def add(self, x, x_hat, c):
         "Add tokens: activations and reconstructions [token, d_in], coefficients [token, width]."
-        x, x_hat = x.double().cpu(), x_hat.double().cpu()
+        x, x_hat, active = x.double(), x_hat.double(), c != 0
         self.n += len(x)
-        self.active += int((c != 0).sum())
-        self.ever |= (c != 0).any(0).cpu()
-        self.error += (x - x_hat).pow(2).sum().item()
-        self.squares += x.pow(2).sum().item()
+        self.active = self.active + active.sum()
+        self.ever = self.ever.to(active.device) | active.any(0)
+        self.error = self.error + (x - x_hat).pow(2).sum()
+        self.squares = self.squares + x.pow(2).sum()
         self.total = self.total + x.sum(0)
 
     def figures(self):
         "Return L0, explained variance and the fraction of dead features."
-        variance = self.squares - (self.total.pow(2).sum() / self.n).item()
-        return self.active / self.n, 1 - self.error / variance, 1 - self.ever.float().mean().item()
+        variance = float(self.squares - self.total.pow(2).sum() / self.n)
+        return int(self.active) / self.n, 1 - float(self.error) / variance, 1 - self.ever.float().mean().item()
 
 # %% ../../nbs/features/03_training.ipynb #4e034c2d
 @torch.no_grad()
@@ -563,7 +576,7 @@ def evaluate_dictionaries(
     documents = as_documents(model, text)
     moments = [_Moments(d) for d in dictionaries]
     place = next(model.original_model.parameters()).device
-    own = [copy.deepcopy(d).eval().to(place) for d in dictionaries]
+    own = [on_device(copy.deepcopy(d).eval(), place) for d in dictionaries]
     losses = np.zeros((len(documents), 2 + len(own)))
     for batch in progress(list(documents.batches(batch_size)), 'evaluating', unit='batch'):
         inside = torch.arange(batch[1].shape[1]) < torch.as_tensor(batch[2])[:, None]

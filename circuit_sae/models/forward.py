@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['hooked', 'input_device', 'as_ids', 'behind_end', 'last_logits', 'max_positions', 'check_length', 'check_at_end',
-           'holds_answers', 'forward', 'answer_logits', 'rotary_by_length', 'row_lengths', 'z_name', 'z_hooks', 'run',
-           'keys_values', 'first_positions', 'run_pairs', 'to_host', 'free_memory', 'row_bytes', 'fitting_batch',
-           'pass_tokens', 'check_writes']
+           'holds_answers', 'forward', 'answer_logits', 'rotary_by_length', 'row_lengths', 'z_name', 'hook_names',
+           'z_hooks', 'run', 'keys_values', 'first_positions', 'run_pairs', 'to_host', 'free_memory', 'row_bytes',
+           'fitting_batch', 'pass_tokens', 'check_writes']
 
 # %% ../../nbs/models/05_forward.ipynb #9b08923d
 import contextlib
@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from ..core import InputError
+from ..core import InputError, once_a_model
 from ..data.tasks import first_difference
 from .load import model_lock
 from .writes import as_heads, attention_layers, head_shape, layer_heads, norm_gain, post_norm
@@ -231,6 +231,7 @@ def _with_answers(out, ids, behind):
     return out
 
 # %% ../../nbs/models/05_forward.ipynb #0080aec1
+@once_a_model
 def rotary_by_length(
     model,  # A TransformerLens bridge
 ) -> list:  # Modules
@@ -298,6 +299,14 @@ def z_name(
 ) -> str:
     "Return the name of the hook at the raw `z` of a layer."
     return f'blocks.{layer}.attn.hook_z'
+
+
+@once_a_model
+def hook_names(
+    model,  # A TransformerLens bridge
+) -> frozenset:
+    "Return the names of all hooks; TransformerLens makes the dict of hooks anew at each access."
+    return frozenset(model.hook_dict)
 
 
 def z_hooks(

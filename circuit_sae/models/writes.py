@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from ..core import InputError
+from ..core import InputError, once_a_model
 
 # %% ../../nbs/models/04_writes.ipynb #d5987a4d
 def post_norm(
@@ -67,6 +67,7 @@ def _split_width(attn, width, n_heads):
     return LayerHeads(n_heads, width // n_heads) if n_heads and width % n_heads == 0 else None
 
 # %% ../../nbs/models/04_writes.ipynb #07203d68
+@once_a_model
 def layer_heads(
     model,  # A TransformerLens bridge
     layer: int,  # Which layer
@@ -102,6 +103,7 @@ def attention_layers(
     return [layer for layer, block in enumerate(getattr(model, 'blocks', ())) if _has_attention(block)]
 
 # %% ../../nbs/models/04_writes.ipynb #56b057d7
+@once_a_model
 def head_shape(
     model,  # A TransformerLens bridge
 ) -> HeadShape:  # Raises `InputError` if no layer has attention

@@ -19,8 +19,8 @@ from ..core import InputError, one_of, progress
 from ..data.batches import BoundTask, bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import METRICS, get_metric, metric_name
-from ..models.forward import behind_end, check_at_end, fitting_batch, forward, hooked, input_device
-from ..models.forward import last_logits, pass_tokens, row_bytes, to_host, z_name
+from ..models.forward import behind_end, check_at_end, fitting_batch, forward, hook_names, hooked
+from ..models.forward import input_device, last_logits, pass_tokens, row_bytes, to_host, z_name
 from ..models.load import model_lock
 from ..models.rerun import collect_z
 from ..models.support import check_model
@@ -285,7 +285,7 @@ def softer_softmax(
     "Return hooks that give every softmax the gradient of a softmax at a higher temperature."
     hook = partial(_soften, temperature=temperature)
     names = [f'blocks.{layer}.attn.hook_pattern' for layer in attention_layers(model)]
-    return [(name, hook) for name in names if name in model.hook_dict]
+    return [(name, hook) for name in names if name in hook_names(model)]
 
 # %% ../../nbs/score/04_attribution.ipynb #939638b4
 SUMMARIES = ['sum', 'median', 'median size', 'median share']

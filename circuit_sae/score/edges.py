@@ -10,19 +10,21 @@ from functools import partial
 
 import numpy as np
 import torch
-from ..core import InputError, head_index, one_of, progress
+from ..core import Head, InputError, head_index, one_of, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
-from ..models.forward import behind_end, forward, last_logits
-from ..models.rerun import collect_z
+from ..models.behaviour import metric_name
+from ..models.forward import behind_end, check_at_end, fitting_batch, forward, hooked
+from ..models.forward import input_device, last_logits, run, z_hooks
 from ..models.support import check_model
-from ..models.writes import write_matrices
+from ..models.writes import head_shape, layer_heads, write_matrices
 from ..results import EdgeScores, HeadScores, layer_order
-from .attribution import PairMetric, attribute_heads, embeddings, no_weight_gradients
+from .attribution import FREE_METRICS, PairMetric, attribute_heads, check_difference
+from .attribution import embeddings, gradient_bytes, no_weight_gradients
 from .flow import difference_flow
 
 # %% ../../nbs/score/09_edges.ipynb #e08720c4
-_ATTENTION = {name: f'attn.hook_{name}' for name in ('q', 'k', 'v', 'pattern', 'z')}
+_ATTENTION = {name: f'attn.hook_{name}' for name in ('q', 'k', 'v', 'z')}
 _SITES = dict(resid='hook_resid_pre', **_ATTENTION)
 
 
@@ -42,70 +44,99 @@ def _graph_hooks(model, kept, embed):
     return hooks
 
 # %% ../../nbs/score/09_edges.ipynb #099be27d
-def _only(x, head, axis):
-    "Return `x` with zeros for every other head."
+def _only(x, head, n_heads):
+    "Return `x`, a gradient at `z`, with zeros for every other head."
     out = torch.zeros_like(x)
-    out.select(axis, head).copy_(x.select(axis, head))
+    of_heads = out.view(*x.shape[:2], n_heads, -1)
+    of_heads[:, :, head] = x.view(of_heads.shape)[:, :, head]
     return out
 
 
-def _backward(outputs, inputs, gradient):
-    "Return the gradient at `inputs` for a gradient at `outputs`."
-    return torch.autograd.grad(outputs, inputs, gradient, retain_graph=True)[0]
-
-# %% ../../nbs/score/09_edges.ipynb #7b45d00f
-def _layer_inputs(sites, at_pattern, at_z, n_heads, wanted):
+def _layer_inputs(sites, at_z, n_heads, wanted):
     "Return the gradient at the residual stream of each input of the wanted heads, [head, input, pair, position, d]."
-    resid, q, k, v = (sites[name] for name in ('resid', 'q', 'k', 'v'))
-    at_q = _backward(sites['pattern'], q, at_pattern)
-    per_head = at_q.view(*at_q.shape[:2], n_heads, -1)
+    inputs = [sites[name] for name in ('q', 'k', 'v')]
     out = []
     for head in wanted:
-        of_q = _only(per_head, head, 2).view_as(at_q)
-        of_k = _backward(sites['pattern'], k, _only(at_pattern, head, 1))
-        of_v = _backward(sites['z'], v, _only(at_z.view(*at_z.shape[:2], n_heads, -1), head, 2).view_as(at_z))
-        gradients = [_backward(x, resid, g) for x, g in ((q, of_q), (k, of_k), (v, of_v))]
-        out.append(torch.stack(gradients))
-    return torch.stack(out)
+        at_inputs = torch.autograd.grad(sites['z'], inputs, _only(at_z, head, n_heads), retain_graph=True)
+        pairs = zip(inputs, at_inputs)
+        out += [torch.autograd.grad(x, sites['resid'], g, retain_graph=True)[0] for x, g in pairs]
+    return torch.stack(out).unflatten(0, (len(wanted), len(inputs)))
 
 # %% ../../nbs/score/09_edges.ipynb #01c5c4dc
-def _input_gradients(model, batch, measure, part, first, receivers):
-    "Yield (layer, gradients [head, input, pair, position, d_model]) for the `receivers`, {layer: numbers of heads}."
-    layers, n_heads = range(model.cfg.n_layers), model.cfg.n_heads
+def _run_backward(model, batch, measure, embed, z):
+    "Run the positives and go backward from the metric; return the sites of every layer and the gradients at `z`."
     behind = behind_end(batch.positives, batch.lengths[0])
     kept = {}
+    hooks = [*_scaled_hooks(model, z), *_graph_hooks(model, kept, embed)]
+    with no_weight_gradients(model), torch.enable_grad(), hooked(model, hooks):
+        values = measure(last_logits(forward(model, batch.positives, behind), behind))
+        total = (values / torch.as_tensor(batch.n_rows, device=values.device)).sum()
+        sites = [kept[layer, 'z'] for layer in range(model.cfg.n_layers)]
+        return kept, torch.autograd.grad(total, sites, retain_graph=True)
 
-    def embed(x):
-        return x if part == 1 else torch.lerp(first, x, part)
 
-    with no_weight_gradients(model), torch.enable_grad(), model.hooks(fwd_hooks=_graph_hooks(model, kept, embed)):
-        logits = last_logits(forward(model, batch.positives, behind), behind)
-        names = ('pattern', 'z')
-        total = measure(logits).sum()
-        at = torch.autograd.grad(total, [kept[layer, n] for n in names for layer in layers], retain_graph=True)
-        for layer, wanted in receivers.items():
-            sites = {name: kept[layer, name] for name in _SITES}
-            yield layer, _layer_inputs(sites, at[layer], at[len(layers) + layer], n_heads, wanted)
+def _scaled_hooks(model, z):
+    "Return hooks that write the `z` of every layer, as `write_matrices` expects it, into the dict `z`."
+
+    def keep(layer, x):
+        z[layer] = x.detach()
+
+    return [hook for layer in range(model.cfg.n_layers) for hook in z_hooks(model, layer, keep)]
+
+# %% ../../nbs/score/09_edges.ipynb #601a7d44
+def _run_z(model, ids, lengths):
+    "Return the logits and {layer: `z`} of a pass without a graph."
+    z: dict = {}
+    logits = run(model, ids, z.__setitem__, lengths)
+    return logits.clone(), z
+
+# %% ../../nbs/score/09_edges.ipynb #308979e9
+def _passes(model, batch, measure, parts):
+    "Yield for each part of the way {layer: `z` of the positives}, the sites with their graph, the gradients at `z`."
+    z: dict = {}
+    if parts == [1.0]:
+        yield z, *_run_backward(model, batch, measure.at_positives, _unchanged, z)
+        return
+    measure.positive, z = _run_z(model, batch.positives, batch.lengths[0])
+    first = embeddings(model, batch.negatives)
+    for part in parts:
+        yield z, *_run_backward(model, batch, measure, partial(torch.lerp, first, weight=part), {})
+
+
+def _unchanged(x):
+    "Return `x`."
+    return x
 
 # %% ../../nbs/score/09_edges.ipynb #12ca5e1b
+def _changes(batch, z, z_neg, W):
+    "Return the change of every head's output from negatives to positives, [sender, values]."
+    change = [(z[k] - batch.at_partners(z_neg[k])).to(W.device) for k in sorted(z)]
+    return torch.einsum('lpshd,lhdm->lhpsm', torch.stack(change), W).flatten(0, 1).flatten(1)
+
+
+def _layers_of(kept, at, receivers, n_heads):
+    "Yield (layer, gradients [head, input, pair, position, d_model]) for the `receivers`, {layer: numbers of heads}."
+    for layer, wanted in receivers.items():
+        sites = {name: kept[layer, name] for name in _SITES}
+        yield layer, _layer_inputs(sites, at[layer], n_heads, wanted)
+
+# %% ../../nbs/score/09_edges.ipynb #ede263ba
 def _batch_edges(bound, batch, metric, parts, W, receivers):
     "Return the estimates of all edges, [input, sender, receiver], and the change of the metric, summed over pairs."
     model = bound.model
-    measure = PairMetric(bound, metric, batch.pairs)
-    measure.negative, z_neg = collect_z(model, batch.negatives, batch.lengths[1])
-    measure.positive, z = collect_z(model, batch.positives, batch.lengths[0])
-    writes = torch.einsum('lpshd,lhdm->lhpsm', z - z_neg, W)  # change of every head's output
-    n_layers, n_heads = writes.shape[:2]
-    change = writes.flatten(0, 1).flatten(1)
-    first = embeddings(model, batch.negatives) if min(parts) < 1 else None
-    total = torch.zeros(3, len(change), len(change))
-    for part in parts:
-        for layer, gradients in _input_gradients(model, batch, measure, part, first, receivers):
+    n_layers, n_heads, _ = head_shape(model)
+    measure = PairMetric(bound, metric, batch.rows)
+    measure.negative, z_neg = _run_z(model, batch.negatives, batch.lengths[1])
+    total = torch.zeros(3, n_layers * n_heads, n_layers * n_heads)
+    for z, kept, at in _passes(model, batch, measure, parts):
+        change = _changes(batch, z, z_neg, W)
+        for layer, gradients in _layers_of(kept, at, receivers, n_heads):
             before = layer * n_heads
-            at = before + torch.tensor(receivers[layer])
+            own = before + torch.tensor(receivers[layer])
             values = gradients.flatten(0, 1).flatten(1).to(change) @ change[:before].T
-            total[:, :before, at] += values.view(len(at), 3, -1).permute(1, 2, 0).cpu() / len(parts)
-    return total.double().numpy(), float(measure.change().double().sum())
+            total[:, :before, own] += values.view(len(own), 3, -1).permute(1, 2, 0).cpu() / len(parts)
+    moved = measure.change().double().cpu() / torch.as_tensor(batch.n_rows)
+    return total.double().numpy(), float(moved.sum())
 
 # %% ../../nbs/score/09_edges.ipynb #6d6dc2cb
 def _strongest(signed):
@@ -126,6 +157,38 @@ def _receivers(model, heads):
         raise InputError(f'expected at least one receiver behind the first layer; got {list(heads)}.', code='no-edges')
     return into
 
+# %% ../../nbs/score/09_edges.ipynb #422a619d
+def _check_model(bound):
+    "Raise `InputError` unless queries, keys, values and `z` of every layer can be read."
+    check_model(bound, 'attribution')
+    check_model(bound, 'activations')
+    model, shape = bound.model, head_shape(bound.model)
+    for layer in range(shape[0]):
+        missing = [name for name in _SITES.values() if f'blocks.{layer}.{name}' not in model.hook_dict]
+        if missing or layer_heads(model, layer) != shape[1:]:
+            lacks = f'has no {missing[0]}' if missing else 'has heads of another size'
+            raise InputError(
+                f'expected a model whose layers all have the same heads with queries, keys and values that can be '
+                f'read; layer {layer} {lacks}. Measure edges by path patching instead: patch_paths.',
+                code='unsupported-model',
+            )
+
+# %% ../../nbs/score/09_edges.ipynb #c04a6dda
+def _batch_size(bound):
+    "Return how many pairs of a batch keep at most some 200 MB for the senders, up to 24; on a GPU as many as fit."
+    cfg, length = bound.model.cfg, max(map(len, bound.tokens.ids))
+    floats = 2 * cfg.n_layers * cfg.n_heads * length * cfg.d_model
+    on_cpu = int(np.clip(400e6 // (4 * floats), 1, 24))
+    return fitting_batch(input_device(bound.model), 4 * floats + gradient_bytes(bound.model, length), on_cpu, most=64)
+
+# %% ../../nbs/score/09_edges.ipynb #595c8471
+#| export
+
+# %% ../../nbs/score/09_edges.ipynb #e85f299e
+def _names(into):
+    "Return the names of the receivers."
+    return [str(Head(layer, head)) for layer, own in into.items() for head in own]
+
 
 def _possible(model, into):
     "Return the edges into these receivers, bool [sender, receiver]."
@@ -135,36 +198,54 @@ def _possible(model, into):
     return possible & np.isin(np.arange(len(possible)), wanted)
 
 # %% ../../nbs/score/09_edges.ipynb #9e2eefdb
+def _edge_settings(bound, metric, steps):
+    "Return metric and parts of the way; raise `InputError` for settings or pairs that cannot be used."
+    metric = metric or ('logit_diff' if bound.has_answers else 'kl')
+    answers = callable(metric) or metric not in FREE_METRICS
+    check_pairs(bound, answers=answers, equal_length=steps is not None, long_answers=True)
+    if steps is not None and steps < 1:
+        raise InputError(f'expected at least one step; got steps={steps}.', code='bad-count')
+    return metric, [1.0] if steps is None else [(i + 1) / steps for i in range(steps)]
+
+
+def _method_name(metric, steps):
+    "Return what the score is called."
+    name = 'edge attribution patching' if steps is None else f'EAP-IG, {steps} steps'
+    return f'{name}, {metric}' if metric in FREE_METRICS else name
+
+# %% ../../nbs/score/09_edges.ipynb #f57abf7b
 def attribute_edges(
     model,  # A TransformerLens bridge, or a `BoundTask`
-    task: Task = None,  # The task, with prompts of equal length in a pair; leave it out if `model` is a `BoundTask`
-    metric='logit_diff',  # What the gradient is taken of, as for `attribute_heads`
+    task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
+    metric=None,  # What the gradient is taken of, as for `attribute_heads`; default: 'logit_diff', without answers 'kl'
     steps: int = None,  # EAP-IG with this many steps; None: one gradient, at the positives
     receivers=None,  # Heads in any spelling: only edges into these; default: all heads
-    batch_size: int = 4,  # Pairs in a batch
-) -> EdgeScores:  # Signed estimates, a fraction of the metric's change; raises `InputError` for unequal pairs
+    batch_size: int = None,  # Pairs in a batch; default: up to 24 that keep 200 MB, on a GPU as many as fit
+) -> EdgeScores:  # Signed estimates, a fraction of the metric's change; raises `InputError` if it does not change
     """Estimate the effect of every edge between heads by gradients (EAP, arXiv 2310.10348; EAP-IG, arXiv 2403.17806).
 
-    1. Keep `z` of every head on positives and negatives.
-    2. Run backward from the metric to each input (q, k, v) of every head, and on to the residual stream before it.
+    1. Run the negatives; keep `z` of every head.
+    2. Run the positives. Go backward from the metric to each input (q, k, v) of every head, and on to the residual
+       stream before it.
     3. Multiply the change of each sender's output by this gradient; sum over positions and pairs.
     4. Divide by the change of the metric. The score of an edge is its strongest input."""
     bound = bind_task(model, task)
-    check_model(bound, 'attribution')
-    check_pairs(bound)
-    if steps is not None and steps < 1:
-        raise InputError(f'expected at least one step; got steps={steps}.', code='bad-count')
-    parts = [1.0] if steps is None else [(i + 1) / steps for i in range(steps)]
+    _check_model(bound)
+    metric, parts = _edge_settings(bound, metric, steps)
     W, into = write_matrices(bound.model), _receivers(bound.model, receivers)
+    batches = pair_batches(bound, batch_size or _batch_size(bound), answers=metric not in FREE_METRICS)
     total, gap = 0, 0.0
-    for batch in progress(pair_batches(bound, batch_size), f'{bound.name}: edges', unit='batch'):
-        values, change = _batch_edges(bound, batch, metric, parts, W, into)
-        total, gap = total + values, gap + change
+    with check_at_end():
+        for batch in progress(batches, f'{bound.name}: edges', unit='batch'):
+            values, change = _batch_edges(bound, batch, metric, parts, W, into)
+            total, gap = total + values, gap + change
+    check_difference(gap, bound.n)
     signed = _strongest(total / gap)
-    name = 'EAP' if steps is None else f'EAP-IG, {steps} steps'
-    made_from = bound.identity | dict(metric=metric, steps=steps)
+    named = metric if metric in FREE_METRICS else metric_name(metric)
+    made_from = bound.identity | dict(metric=named, steps=steps, receivers=_names(into))
     possible = _possible(bound.model, into)
-    return EdgeScores(np.abs(signed), bound.model.cfg.n_heads, name, signed, made_from, possible)
+    n_heads = bound.model.cfg.n_heads
+    return EdgeScores(np.abs(signed), n_heads, _method_name(metric, steps), signed, made_from, possible)
 
 # %% ../../nbs/score/09_edges.ipynb #407775da
 def product_scores(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 
-from ..models.forward import as_ids, behind_end, forward, last_logits, z_hooks
+from ..models.forward import as_ids, behind_end, forward, hook_names, last_logits, z_hooks
 from ..models.support import is_mixture, mlp_activation, rotary_table
 from circuit_sae.score.flow_rules import (
     Attention,
@@ -120,7 +120,7 @@ def _describe_layer(model, layer, norms):
         norms=norms,
         activation=mlp_activation(block.mlp) if hasattr(block, 'mlp') else None,
         mixture=hasattr(block, 'mlp') and is_mixture(block.mlp),
-        parallel=f'blocks.{layer}.hook_resid_mid' not in model.hook_dict,
+        parallel=f'blocks.{layer}.hook_resid_mid' not in hook_names(model),
         scale=_score_scale(block.attn, cfg.d_head),
         cap=getattr(module, 'attn_logit_softcapping', None),
         sink=getattr(module, 'sinks', None) is not None,
@@ -340,11 +340,12 @@ def head_inputs(
 # %% ../../nbs/score/01_flow_layers.ipynb #ae658f33
 def _layer_hooks(model, caches):
     "Return the hooks that fill the caches."
+    known = hook_names(model)
     return [
         (f'blocks.{layer}.{name}', cache.hook(site))
         for layer, cache in enumerate(caches)
         for site, name in CACHED_SITES.items()
-        if f'blocks.{layer}.{name}' in model.hook_dict and (site != 'scores' or cache.layer.cap)
+        if f'blocks.{layer}.{name}' in known and (site != 'scores' or cache.layer.cap)
     ]
 
 # %% ../../nbs/score/01_flow_layers.ipynb #511d5cfc

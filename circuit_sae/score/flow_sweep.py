@@ -33,13 +33,13 @@ from circuit_sae.score.flow_rules import (
 )
 
 # %% ../../nbs/score/02_flow_sweep.ipynb #a7b51688
-def _float_weights(module, names, device):
-    "Return the named weights in float32 on `device`, also if they are offloaded; None for a missing one."
+def _float_weights(module, names, device, offloaded):
+    "Return the named weights in float32 on `device`, also if some are `offloaded`; None for a missing one."
     from accelerate.utils import align_module_device
 
     found = SimpleNamespace()
     with contextlib.ExitStack() as stack:
-        for part in module.modules():
+        for part in module.modules() if offloaded else ():
             stack.enter_context(align_module_device(part))
         for name in names:
             weight = getattr(module, name, None)
@@ -74,12 +74,13 @@ class BackwardSweep:
         self.target = target
         self.held = norms == 'held'
         self.device = input_device(model)
-        self.W_U = _float_weights(model, ['W_U'], self.device).W_U
+        self.offloaded = any(p.is_meta for p in model.original_model.parameters())
+        self.W_U = _float_weights(model, ['W_U'], self.device, self.offloaded).W_U
         self.layers, self.final_norm = describe_layers(model, self.device)
 
     def weights(self, layer, part, names):
         "Return weights of the attention or MLP of one layer in float32."
-        return _float_weights(getattr(self.model.blocks[layer], part), names, self.device)
+        return _float_weights(getattr(self.model.blocks[layer], part), names, self.device, self.offloaded)
 
     def cache(self, ids, start=0, lengths=None, on_z=None, keep_resid=False):
         "Run both prompts and keep what the rules need (step 1)."
@@ -138,8 +139,8 @@ def experts(self: BackwardSweep, layer: int) -> Experts:
     "Return the weights of a mixture of experts in float32."
     mlp = self.model.blocks[layer].mlp
     router = mlp.gate.original_component
-    W = _float_weights(mlp.original_component.experts, ['gate_up_proj', 'down_proj'], self.device)
-    of_router = _float_weights(router, ['weight'], self.device).weight
+    W = _float_weights(mlp.original_component.experts, ['gate_up_proj', 'down_proj'], self.device, self.offloaded)
+    of_router = _float_weights(router, ['weight'], self.device, self.offloaded).weight
     among_chosen = getattr(router, 'norm_topk_prob', True)
     return Experts(W.gate_up_proj, W.down_proj, of_router, self.layers[layer].activation, router.top_k, among_chosen)
 

@@ -15,7 +15,7 @@ from ..core import InputError, one_of, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import METRICS, get_metric, metric_name
-from ..models.forward import behind_end, forward, last_logits, run
+from ..models.forward import behind_end, forward, hook_names, last_logits, run
 from ..results import Mlp, NodeScores, parse_node
 from .attribution import FREE_METRICS, GRADIENT_PLACES, check_difference, divergence
 from .attribution import hook_gradients, prediction_change
@@ -31,7 +31,7 @@ class NodeSite(NamedTuple):
 def _mlp_hook(model, layer):
     "Return the hook at the output of an MLP, behind its norm if it has one."
     normed = f'blocks.{layer}.ln2_post.hook_out'
-    return normed if normed in model.hook_dict else f'blocks.{layer}.mlp.hook_out'
+    return normed if normed in hook_names(model) else f'blocks.{layer}.mlp.hook_out'
 
 # %% ../../nbs/score/07_nodes.ipynb #a52b15c5
 def node_sites(
@@ -42,7 +42,7 @@ def node_sites(
     sites = [NodeSite('embed.hook_out', slice(0, 1))]
     for layer, block in enumerate(model.blocks):
         first = 1 + layer * (n_heads + 1)
-        if f'blocks.{layer}.attn.hook_z' in model.hook_dict:
+        if f'blocks.{layer}.attn.hook_z' in hook_names(model):
             sites.append(NodeSite(f'blocks.{layer}.attn.hook_z', slice(first, first + n_heads)))
         if hasattr(block, 'mlp'):
             sites.append(NodeSite(_mlp_hook(model, layer), slice(first + n_heads, first + n_heads + 1)))
@@ -221,7 +221,7 @@ def neuron_hook(
     "Return the hook at the activations of an MLP's neurons."
     mlp = parse_node(mlp)
     name = f'blocks.{mlp.layer}.mlp.out.hook_in' if isinstance(mlp, Mlp) else None
-    if name not in model.hook_dict:
+    if name not in hook_names(model):
         raise InputError(
             f"expected an MLP with neurons, such as 'L0MLP', in layers 0 to {model.cfg.n_layers - 1}; got {mlp}.",
             code='no-such-mlp',

@@ -345,15 +345,23 @@ def _head_sizes(effects, heads):
     return areas, [h for h, effect in zip(heads, own) if effect < 0]
 
 # %% ../../nbs/show/01_graph.ipynb #18869579
-def _edge_style(weight, most, least):
-    "Return the look of an edge; equal weights are all thin."
+def _edge_style(weight, most, least, negative=False):
+    "Return the look of an edge; equal weights are all thin, negative scores dashed."
+    line = dict(ls=(0, (4, 2))) if negative else {}
     if most == least:
-        return dict(lw=0.8, color='.65')
-    return dict(lw=max(0.4, 2.6 * weight / most), color=f'{0.72 - 0.37 * weight / most:.2f}')
+        return dict(lw=0.8, color='.65', **line)
+    return dict(lw=max(0.4, 2.6 * weight / most), color=f'{0.72 - 0.37 * weight / most:.2f}', **line)
+
+
+def _below_zero(edges, drawn):
+    "Return the (sender, receiver) of the drawn edges whose score has a minus."
+    if not isinstance(edges, EdgeScores):
+        return set()
+    return {(a, b) for a, b, _ in drawn if edges[a, b] < 0}
 
 # %% ../../nbs/show/01_graph.ipynb #9608447f
-def _draw_edges(ax, at, edges):
-    "Draw a curve for each edge; if weights differ, the legend has the strongest and the weakest."
+def _draw_edges(ax, at, edges, negative=()):
+    "Draw a curve for each edge, dashed if negative; if weights differ, the legend has the strongest and the weakest."
     from matplotlib.patches import FancyArrowPatch
 
     if not edges:
@@ -363,9 +371,12 @@ def _draw_edges(ax, at, edges):
     for a, b, weight in reversed(edges):
         bend = 0.1 if at[b][1] >= at[a][1] else -0.1
         curve = dict(arrowstyle='-', connectionstyle=f'arc3,rad={bend}', shrinkA=0, shrinkB=0, zorder=1)
-        ax.add_patch(FancyArrowPatch(at[a], at[b], **curve, **_edge_style(weight, most, least)))
+        style = _edge_style(weight, most, least, (a, b) in negative)
+        ax.add_patch(FancyArrowPatch(at[a], at[b], **curve, **style))
     for weight in (most, least) if most > least else ():
         ax.plot([], [], label=f'edge of {weight:.2g}', **_edge_style(weight, most, least))
+    if negative:
+        ax.plot([], [], label='edge below 0', **_edge_style(least, least, least, True))
 
 # %% ../../nbs/show/01_graph.ipynb #6415479c
 def _draw_role(ax, at, sizes, heads, style, label):
@@ -429,7 +440,8 @@ def plot_graph(
 
     1. Each layer with a head is a column, earlier layers on the left, so every edge runs from left to right.
     2. In a column, heads are sorted by the weighted mean height of their senders, so that few edges cross.
-    3. The best `n_edges` edges are drawn. With `effects`, the area of a head is proportional to the size of its effect.
+    3. The best `n_edges` edges are drawn, dashed if their score has a minus. With `effects`, the area of a head is
+       proportional to the size of its effect.
     """
     heads = sorted({parse_head(h) for h in circuit})
     if not heads:
@@ -442,7 +454,7 @@ def plot_graph(
     areas, negative = _head_sizes(effects, heads)
     at, layers, longest = _layout(heads, drawn)
     ax = new_axis(ax, (min(7, 1.6 + 0.62 * len(layers)), min(6, 1.4 + 0.55 * max(longest, 4))))
-    _draw_edges(ax, at, drawn)
+    _draw_edges(ax, at, drawn, _below_zero(edges, drawn))
     _draw_heads(ax, at, dict(zip(heads, areas)), role_of, roles, {parse_head(h) for h in truth})
     _graph_axis(ax, layers)
     ax.set_title(_graph_title(len(heads), len(drawn), len(found)) if title is None else title, fontsize=10)

@@ -403,6 +403,12 @@ def _arrange(self: Controls, w):
         tabs['Features'] = self._arrange_features(w)
     return w.Tab(list(tabs.values()), titles=list(tabs))
 
+# %% ../../nbs/show/03_viewer.ipynb #346d52f2
+def _offer(dropdown, options):
+    "Set the options of a dropdown and choose the first: a dropdown made without options does not choose one."
+    dropdown.options = options
+    dropdown.value = options[0][1]
+
 # %% ../../nbs/show/03_viewer.ipynb #377fd327
 @patch
 def _show_codes(self: Controls):
@@ -413,7 +419,7 @@ def _show_codes(self: Controls):
     for row in table.itertuples():
         label = f'{code_name(row.code)} ({row.positives} + / {row.negatives} −) {_unique_mark(row.unique)}'
         options.append((label.rstrip(), row.code))
-    self.code.options = options
+    _offer(self.code, options)
     self._show_flow()
     self._show_code()  # the number of the first code may be the same for two heads
 
@@ -421,10 +427,7 @@ def _show_codes(self: Controls):
 @patch
 def _show_code(self: Controls):
     "Show the prompts and the partners of the chosen code."
-    head = self.head.value
-    code = self.code.value
-    if code is None:
-        return  # the options are changing
+    head, code = self.head.value, self.code.value
     shown = self.insp.prompts_of(head, code, 12)
     lines = [f'<div style="line-height:1.5;white-space:pre-wrap">{_prompt_html(p)}</div>' for p in shown]
     n = len(self.insp.rows_of(head, code))
@@ -499,7 +502,7 @@ def _show_features(self: Controls):
     "Show the features of the chosen head."
     f = self.insp.features_of(self.feature_head.value)
     options = [(f'{c.feature}: {c.effect or 0:+.1%} {c.words(2)}', c.feature) for c in f.cards]
-    self.feature.options = options
+    _offer(self.feature, options)
     self.chosen_off.options = options
     self.chosen_off.value = ()
     self.off.max = len(f.cards)
@@ -512,8 +515,7 @@ def _show_features(self: Controls):
 @patch
 def _show_card(self: Controls):
     "Show the card of the chosen feature."
-    if self.feature.value is not None:
-        self.card.value = self.insp.features_of(self.feature_head.value)[self.feature.value]._repr_html_()
+    self.card.value = self.insp.features_of(self.feature_head.value)[self.feature.value]._repr_html_()
 
 # %% ../../nbs/show/03_viewer.ipynb #a9b87216
 def _prediction_html(rows):

@@ -42,7 +42,7 @@ def dictionaries(acts, args):
         start = time.time()
         settings = dict(width=args.width, k=k, steps=args.steps, batch=512, seed=args.seed)
         checkpoint = args.folder and args.folder / f'{kind}{k}.pt'
-        yield kind, k, train_dictionary(acts, kind, **settings, checkpoint=checkpoint)
+        yield kind, k, train_dictionary(acts, kind, **settings, checkpoint=checkpoint, device=args.device)
         print(f'{kind} {k}: {time.time() - start:.0f} s', flush=True)
     pca = fit_basis(acts, 'pca')
     yield 'mean', 0, mean_alone(pca)
@@ -55,6 +55,7 @@ def main():
     "Train, measure, and write the table."
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--site', default='L1.attn_out')
+    parser.add_argument('--device', help="where the model runs, such as 'cuda'; default: a GPU if there is one")
     parser.add_argument('--width', type=int, default=2304)
     parser.add_argument('--steps', type=int, default=800)
     parser.add_argument('--documents', type=int, default=700)
@@ -63,7 +64,7 @@ def main():
     parser.add_argument('--folder', type=Path, help='where to keep checkpoints')
     parser.add_argument('--out', type=Path, default=HERE / 'frontier.csv')
     args = parser.parse_args()
-    model = load_model('smollm2-135m')
+    model = load_model('smollm2-135m', args.device)
     text = text_documents(model, installed_prose(), context=64, name="topics of Python's help")
     train, held_out = text.split(0.1, args.seed)
     train, held_out = spread(train, args.documents), spread(held_out, args.held_out)

@@ -4,7 +4,9 @@
     python nbs/benchmarks/speed/gpu.py 135m       # one shape
     python nbs/benchmarks/speed/gpu.py tiny       # a small shape that any machine can run, to try the script
 
-Launches, synchronisations and seconds do not depend on the values of the weights.
+Launches, synchronisations and seconds of a pass do not depend on the values of the weights. Confirmation does: it stops
+where a model has no behaviour. So the answer of each pair is the token that the random model itself prefers most on the
+positive, compared with the negative.
 """
 
 import sys
@@ -15,7 +17,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from circuit_sae.bench.speed import speed
-from circuit_sae.data.prompts import tiny_tokenizer
+from circuit_sae.core import save_json
+from circuit_sae.data.batches import bind_task, pair_batches
+from circuit_sae.data.prompts import get_task, tiny_tokenizer
+from circuit_sae.models.forward import run
+from circuit_sae.models.load import load_model
 
 SHAPES = {  # d_model, d_mlp, layers, heads, heads with a key and a value of their own, dtype, pairs
     '135m': (576, 1536, 30, 9, 3, 'float32', 250),
@@ -46,14 +52,30 @@ def save_model(name, folder):
     tokenizer.save_pretrained(folder)
 
 
+def save_task(name, folder, path):
+    "Save the prompts of IOI with the answers that the model prefers."
+    dtype, n_pairs = SHAPES[name][-2:]
+    bound = bind_task(load_model(folder, DEVICE, dtype=dtype), get_task('ioi', n=n_pairs))
+    rows = [None] * bound.n
+    for batch in pair_batches(bound):
+        ids = zip((batch.positives, batch.negatives), batch.lengths)
+        positive, negative = (run(bound.model, x, lengths=lengths) for x, lengths in ids)
+        change = positive - negative
+        for pair, answer, wrong in zip(batch.pairs, change.argmax(-1).tolist(), change.argmin(-1).tolist()):
+            texts = bound.tokens.texts[pair], bound.tokens.texts[pair + bound.n]
+            rows[pair] = dict(positive=texts[0], negative=texts[1], answer=answer, wrong=wrong)
+    save_json(path, rows)
+
+
 def measure(name):
     "Measure one shape and write its table."
     dtype, n_pairs = SHAPES[name][-2:]
     out = Path(__file__).with_name(f'gpu-{name}.json')
     with tempfile.TemporaryDirectory() as folder:
         save_model(name, folder)
-        table = speed(folder, 'ioi', n_pairs, STAGES, out, repeats=2, device=DEVICE, dtype=dtype)
-    table.settings['model'] = f'random, {name} shape, {dtype}'
+        save_task(name, folder, f'{folder}/task.json')
+        table = speed(folder, f'{folder}/task.json', n_pairs, STAGES, out, repeats=2, device=DEVICE, dtype=dtype)
+    table.settings |= dict(model=f'random, {name} shape, {dtype}', task='ioi, answers chosen by the model')
     table.save(out)
     print(table)
 
