@@ -1,7 +1,7 @@
 """Import this checkout's package and load the default model, once, in the process that notebooks are forked from.
 
 `notebook_server` names this module as the last of its preloaded modules. A notebook's process shares the memory of the
-model until it writes to it. Its first call of `load_model` that asks for this model gets it; later calls load again.
+model until it writes to it. Every call of `load_model` there that asks for this model gets it.
 """
 
 import gc
@@ -33,16 +33,16 @@ def load_default():
 
 
 def lend():
-    "Let the first call of `load_model` that asks for the default model return the loaded one."
+    "Let calls of `load_model` that ask for the default model return the loaded one."
     from circuit_sae.models import load
 
     boot = load._boot
-    spare = dict([LOADED] if LOADED else [])
+    loaded = dict([LOADED] if LOADED else [])
 
     def boot_once(where, dtype, place, adapter=None):
         as_loaded = dtype == torch.float32 and place == dict(device='cpu')
-        if as_loaded and adapter is None and where in spare:
-            return spare.pop(where)
+        if as_loaded and adapter is None and where in loaded:
+            return loaded[where]
         return boot(where, dtype, place, adapter)
 
     load._boot = boot_once

@@ -20,7 +20,7 @@ from ..core import InputError, fingerprint, one_of, progress, read_tensors, save
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from .dictionary import check_dictionary, on_device
-from .sites import Site, edited, read_sites
+from .sites import Site, edited, resolve_site
 from ..models.behaviour import metric_name
 from ..models.forward import forward, free_memory, last_logits, run
 from ..models.load import model_lock
@@ -45,20 +45,42 @@ class FeaturePasses:
     ):
         model = bound.model
         self.bound, self.pairs = bound, batch.pairs
-        self.mid = Midway(model, batch.positives)
+        self.sites = [resolve_site(model, d.site) for d in dictionaries]
+        self.x, x_neg = {}, {}
+        with _keeping(model, self.sites, self.x):
+            self.mid = Midway(model, batch.positives)
         self.first = self.mid.clip(batch.start)
         self.logits = self.mid.logits
-        self.negative_logits = run(model, batch.negatives).clone()
+        with _keeping(model, self.sites, x_neg):
+            self.negative_logits = run(model, batch.negatives).clone()
         where = torch.as_tensor(position_mask(positions, batch.positives.shape[1]))[self.first :, None]
         self.where = where.float().to(self.logits.device)
-        self.sites = [check_dictionary(d, model) for d in dictionaries]
-        _encode_both(self, batch, dictionaries)
+        _encode_both(self, batch, dictionaries, x_neg)
 
 # %% ../../nbs/features/05_patching.ipynb #c4a80007
 def _encode_both(passes, batch, dictionaries):
     "Read the sites on both prompts; keep dictionaries and coefficients on the devices of their sites."
     ids = (batch.positives, batch.negatives) if dictionaries else ()
     passes.x, x_neg = [read_sites(passes.bound.model, own, passes.sites) for own in ids] or ({}, {})
+    passes.dictionaries = [on_device(d, passes.x[s].device) for d, s in zip(dictionaries, passes.sites)]
+    late, own = slice(passes.first, None), list(zip(passes.dictionaries, passes.sites))
+    passes.codes = [d.encode(passes.x[s])[:, late] for d, s in own]
+    passes.targets = [d.encode(batch.at_partners(x_neg[s]))[:, late] for d, s in own]
+    passes.widths = [d.width for d in dictionaries]
+
+# %% ../../nbs/features/05_patching.ipynb #943e0b9e
+def _keeping(model, sites, kept):
+    "Inside the block, forward passes put the activations of the sites into `kept`."
+
+    def keep(site, x):
+        kept[site] = x.detach().clone()
+        return x
+
+    return edited(model, {site: partial(keep, site) for site in sites})
+
+
+def _encode_both(passes, batch, dictionaries, x_neg):
+    "Encode the sites on both prompts; keep dictionaries and coefficients on the devices of their sites."
     passes.dictionaries = [on_device(d, passes.x[s].device) for d, s in zip(dictionaries, passes.sites)]
     late, own = slice(passes.first, None), list(zip(passes.dictionaries, passes.sites))
     passes.codes = [d.encode(passes.x[s])[:, late] for d, s in own]
@@ -75,9 +97,17 @@ def changes(
 
 
 @patch
+def differ(self: FeaturePasses) -> torch.Tensor:  # bool [pair, feature of all dictionaries]
+    "Return which features differ between positive and negative, on any position; without dictionaries all."
+    if not self.dictionaries:
+        return torch.ones(len(self.pairs), sum(self.widths), dtype=torch.bool)
+    return torch.cat([(change != 0).any(1).cpu() for change in self.changes()], 1)
+
+
+@patch
 def active(self: FeaturePasses) -> torch.Tensor:  # bool [feature of all dictionaries]
     "Return which features differ between positive and negative, on any pair and position."
-    return torch.cat([(change != 0).flatten(0, 1).any(0).cpu() for change in self.changes()])
+    return self.differ().any(0)
 
 # %% ../../nbs/features/05_patching.ipynb #ba92b0e6
 @patch
@@ -143,6 +173,25 @@ def n_rows(self: FeaturePasses) -> int:
     length = self.mid.ids.shape[1]
     codes = 16 * (length - self.first) * max(1, sum(self.widths))  # bytes of a row's coefficients and their changes
     return int(np.clip(min(rows_at_once(self.mid, self.first, length), free // 4 // codes), _ROWS, 8192))
+
+
+@patch
+def measure(
+    self: FeaturePasses,
+    metric,  # What `pair_metric` returns
+    masks,  # Which features each set patches, bool or float [set, feature of all dictionaries]
+) -> torch.Tensor:  # float32 [set, pair]
+    """Return the metric with each set of features patched, many sets in one pass.
+
+    A set of features that do not differ between positive and negative changes nothing on a pair and is not run.
+    """
+    own, pair = ((masks != 0).float().cpu() @ self.differ().float().T).nonzero(as_tuple=True)
+    out = self.measure_clean(metric)[0].repeat(len(masks), 1)
+    for rows in torch.arange(len(own)).split(self.n_rows()):
+        i, j = own[rows], pair[rows]
+        logits = self.run(j, masks[i])
+        out[i, j] = metric(self.bound, logits, self.pairs[j.numpy()], self.negative_logits[j]).cpu()
+    return out
 
 # %% ../../nbs/features/05_patching.ipynb #c4a8000d
 @patch
