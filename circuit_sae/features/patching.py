@@ -20,7 +20,7 @@ from ..core import InputError, fingerprint, one_of, progress, read_tensors, save
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from .dictionary import check_dictionary, on_device
-from .sites import Site, edited, resolve_site
+from .sites import Site, edited
 from ..models.behaviour import metric_name
 from ..models.forward import forward, free_memory, last_logits, run
 from ..models.load import model_lock
@@ -45,7 +45,7 @@ class FeaturePasses:
     ):
         model = bound.model
         self.bound, self.pairs = bound, batch.pairs
-        self.sites = [resolve_site(model, d.site) for d in dictionaries]
+        self.sites = [check_dictionary(d, model) for d in dictionaries]
         self.x, x_neg = {}, {}
         with _keeping(model, self.sites, self.x):
             self.mid = Midway(model, batch.positives)
@@ -56,17 +56,6 @@ class FeaturePasses:
         where = torch.as_tensor(position_mask(positions, batch.positives.shape[1]))[self.first :, None]
         self.where = where.float().to(self.logits.device)
         _encode_both(self, batch, dictionaries, x_neg)
-
-# %% ../../nbs/features/05_patching.ipynb #c4a80007
-def _encode_both(passes, batch, dictionaries):
-    "Read the sites on both prompts; keep dictionaries and coefficients on the devices of their sites."
-    ids = (batch.positives, batch.negatives) if dictionaries else ()
-    passes.x, x_neg = [read_sites(passes.bound.model, own, passes.sites) for own in ids] or ({}, {})
-    passes.dictionaries = [on_device(d, passes.x[s].device) for d, s in zip(dictionaries, passes.sites)]
-    late, own = slice(passes.first, None), list(zip(passes.dictionaries, passes.sites))
-    passes.codes = [d.encode(passes.x[s])[:, late] for d, s in own]
-    passes.targets = [d.encode(batch.at_partners(x_neg[s]))[:, late] for d, s in own]
-    passes.widths = [d.width for d in dictionaries]
 
 # %% ../../nbs/features/05_patching.ipynb #943e0b9e
 def _keeping(model, sites, kept):
@@ -192,22 +181,6 @@ def measure(
         logits = self.run(j, masks[i])
         out[i, j] = metric(self.bound, logits, self.pairs[j.numpy()], self.negative_logits[j]).cpu()
     return out
-
-# %% ../../nbs/features/05_patching.ipynb #c4a8000d
-@patch
-def measure(
-    self: FeaturePasses,
-    metric,  # What `pair_metric` returns
-    masks,  # Which features each set patches, bool or float [set, feature of all dictionaries]
-) -> torch.Tensor:  # float32 [set, pair]
-    "Return the metric with each set of features patched, many sets in one pass."
-    n = len(self.pairs)
-    out = []
-    for rows in torch.arange(len(masks) * n).split(self.n_rows()):
-        pair = rows % n
-        logits = self.run(pair, masks[rows // n])
-        out.append(metric(self.bound, logits, self.pairs[pair.numpy()], self.negative_logits[pair]).cpu())
-    return torch.cat(out).view(len(masks), n)
 
 # %% ../../nbs/features/05_patching.ipynb #ee74c49d
 @patch
