@@ -152,11 +152,21 @@ def measure(
     masks,  # Which features each set patches, bool or float [set, feature of all dictionaries]
 ) -> torch.Tensor:  # float32 [set, pair]
     "Return the metric with each set of features patched, many sets in one pass."
+    return self.measure_rows(metric, masks[:, None].expand(-1, len(self.pairs), -1))
+
+
+@patch
+def measure_rows(
+    self: FeaturePasses,
+    metric,  # What `pair_metric` returns
+    masks,  # Which features each set patches on each pair, bool or float [set, pair, feature of all dictionaries]
+) -> torch.Tensor:  # float32 [set, pair]
+    "Return the metric with sets of features patched that differ between pairs."
     n = len(self.pairs)
     out = []
     for rows in torch.arange(len(masks) * n).split(self.n_rows()):
         pair = rows % n
-        logits = self.run(pair, masks[rows // n])
+        logits = self.run(pair, masks[rows // n, pair])
         out.append(metric(self.bound, logits, self.pairs[pair.numpy()], self.negative_logits[pair]).cpu())
     return torch.cat(out).view(len(masks), n)
 
