@@ -60,10 +60,12 @@ def training_text(
     model,  # A TransformerLens bridge
     task: str,  # Name of a built-in task
     n_pairs: int = 150,  # Pairs of the task, of another seed than the measured ones
-    n_prose: int = 200,  # Documents of 64 tokens of English prose that comes with Python
+    n_prose: int = 200,  # Documents of 64 tokens of English prose that comes with Python; 0: none
 ) -> Documents:
     "Return the text that dictionaries are trained on."
     prompts = task_documents(model, get_task(task, n=n_pairs, seed=1000))
+    if not n_prose:
+        return prompts
     prose = text_documents(model, installed_prose(), context=64, skip_short=True, max_documents=n_prose)
     name = f"{len(prompts)} prompts of '{task}' and {len(prose)} pieces of the topics of Python's help"
     return Documents(prompts.ids + prose.ids, name)
