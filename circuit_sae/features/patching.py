@@ -225,6 +225,7 @@ class FeatureEffects:
     "Hold the effects of features of one dictionary on every pair, measured or estimated."
 
     kind = 'FeatureEffects'  # the name of this class in saved files
+    what = 'effect'  # what the numbers are, for tables and figures
 
     def __init__(
         self,
@@ -308,7 +309,7 @@ def table(
     k: int = 10,  # How many features
 ) -> str:
     "Return the strongest features as text: effect with the half width of its 95 % interval."
-    rows = [f'{"rank":>4}  {"feature":>7}{"effect":>9}{"±":>8}']
+    rows = [f'{"rank":>4}  {"feature":>7}{self.what:>9}{"±":>8}']
     for rank, i in enumerate(self.order()[:k], 1):
         rows.append(f'{rank:>4}  {self.features[i]:>7}{self.effect[i]:>+9.1%}{1.96 * self.se[i]:>8.1%}')
     return '\n'.join(rows)
@@ -347,7 +348,7 @@ def plot(
     ax.set_yticks(range(len(i)), [str(f) for f in self.features[i]], fontsize=8)
     ax.invert_yaxis()
     ax.axvline(0, color='.2', lw=0.8)
-    ax.set(xlabel='effect (fraction of the difference)', ylabel='feature', title=f'{self.made_from["site"]}')
+    ax.set(xlabel=f'{self.what} (fraction of the difference)', ylabel='feature', title=f'{self.made_from["site"]}')
     return ax
 
 # %% ../../nbs/features/05_patching.ipynb #a4822ac3
