@@ -35,6 +35,7 @@ class FeatureFlow(FeatureEffects):
     "Hold the difference flow of one site, split by features and the error of the dictionary, for every pair."
 
     kind = 'FeatureFlow'
+    what = 'flow'
 
     def __init__(
         self,

@@ -182,6 +182,32 @@ def measure(
         out[i, j] = metric(self.bound, logits, self.pairs[j.numpy()], self.negative_logits[j]).cpu()
     return out
 
+# %% ../../nbs/features/05_patching.ipynb #c4a8000d
+@patch
+def measure(
+    self: FeaturePasses,
+    metric,  # What `pair_metric` returns
+    masks,  # Which features each set patches, bool or float [set, feature of all dictionaries]
+) -> torch.Tensor:  # float32 [set, pair]
+    "Return the metric with each set of features patched, many sets in one pass."
+    return self.measure_rows(metric, masks[:, None].expand(-1, len(self.pairs), -1))
+
+
+@patch
+def measure_rows(
+    self: FeaturePasses,
+    metric,  # What `pair_metric` returns
+    masks,  # Which features each set patches on each pair, bool or float [set, pair, feature of all dictionaries]
+) -> torch.Tensor:  # float32 [set, pair]
+    "Return the metric with sets of features patched that differ between pairs."
+    n = len(self.pairs)
+    out = []
+    for rows in torch.arange(len(masks) * n).split(self.n_rows()):
+        pair = rows % n
+        logits = self.run(pair, masks[rows // n, pair])
+        out.append(metric(self.bound, logits, self.pairs[pair.numpy()], self.negative_logits[pair]).cpu())
+    return torch.cat(out).view(len(masks), n)
+
 # %% ../../nbs/features/05_patching.ipynb #ee74c49d
 @patch
 def measure_clean(
@@ -237,6 +263,7 @@ class FeatureEffects:
     "Hold the effects of features of one dictionary on every pair, measured or estimated."
 
     kind = 'FeatureEffects'  # the name of this class in saved files
+    what = 'effect'  # what the numbers are, for tables and figures
 
     def __init__(
         self,
@@ -320,7 +347,7 @@ def table(
     k: int = 10,  # How many features
 ) -> str:
     "Return the strongest features as text: effect with the half width of its 95 % interval."
-    rows = [f'{"rank":>4}  {"feature":>7}{"effect":>9}{"±":>8}']
+    rows = [f'{"rank":>4}  {"feature":>7}{self.what:>9}{"±":>8}']
     for rank, i in enumerate(self.order()[:k], 1):
         rows.append(f'{rank:>4}  {self.features[i]:>7}{self.effect[i]:>+9.1%}{1.96 * self.se[i]:>8.1%}')
     return '\n'.join(rows)
@@ -359,7 +386,7 @@ def plot(
     ax.set_yticks(range(len(i)), [str(f) for f in self.features[i]], fontsize=8)
     ax.invert_yaxis()
     ax.axvline(0, color='.2', lw=0.8)
-    ax.set(xlabel='effect (fraction of the difference)', ylabel='feature', title=f'{self.made_from["site"]}')
+    ax.set(xlabel=f'{self.what} (fraction of the difference)', ylabel='feature', title=f'{self.made_from["site"]}')
     return ax
 
 # %% ../../nbs/features/05_patching.ipynb #a4822ac3
