@@ -285,7 +285,8 @@ def _run(argv):
     except Exception as e:
         return _report(e, args)
     finally:
-        sys.stdout.flush()  # a closed pipe shows here
+        if sys.stdout is not None:  # it was not closed by the shell
+            sys.stdout.flush()  # a closed pipe shows here
 
 # %% ../nbs/06_cli.ipynb #b3b9cb93
 def main(

@@ -28,7 +28,7 @@ def _pairs(args):
     reads_run = args.command in ('inspect', 'certify') and args.out
     if reads_run and Path(args.out, 'circuit.json').is_file():
         saved = load_json(Path(args.out, 'circuit.json')).get('task', {})
-    n = args.n or saved.get('n') or 250
+    n = (saved.get('n') or 250) if args.n is None else args.n
     seed = saved.get('seed') if args.task_seed is None else args.task_seed
     return n, seed or 0
 

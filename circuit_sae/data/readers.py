@@ -420,7 +420,7 @@ def _check_columns(columns, names, path, line=None):
     place = f'line {line}: the first line must name the columns' if line else 'columns are missing'
     raise InputError(
         f"'{path}' {place}. Expected {_EXPECTED}, got {got}. Names of other tools are known too "
-        "(clean, corrupted, ...); for any other name use `columns={'positive': 'your name'}`.",
+        "(clean, corrupted, ...). Rename the columns, or in Python name yours: columns={'positive': 'your name'}.",
         code='missing-column',
     )
 
