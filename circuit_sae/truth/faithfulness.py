@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ..causal.nodes import NodeSubstitutes
+from ..causal.verify import clean_start
 from ..core import InputError, load_json, one_of, progress, save_json
 from ..data.batches import BoundTask, bind_task, pair_batches
 from ..data.tasks import Task
-from ..models.forward import forward, last_logits
+from ..models.forward import first_positions, forward, last_logits
 from ..results import EMBED, HeadScores, Mlp, NodeScores, all_nodes
 from ..score.nodes import batch_metric, check_metric, node_sites
 from ..stats import share
@@ -176,22 +177,26 @@ def run_circuit(
     ids,  # Token ids of prompts of one length, int [batch, position]
     kept,  # Which nodes are kept, bool [node]
     substitutes: dict,  # {hook name: output that replaces the node's own, the shape of the activation}
+    start: int = 0,  # The first position at which a substitute can differ
+    kv=None,  # Keys and values of a clean pass, from `keys_values`; needed if `start` is not 0
 ) -> torch.Tensor:  # Logits at the last position, float32 [batch, d_vocab]
     "Run a model in which every node that is not kept has another output."
     sites = [site for site in node_sites(model) if not kept[site.nodes].all()]
-    hooks = [_replace_others(site, kept, substitutes[site.hook]) for site in sites]
+    hooks = [_replace_others(site, kept, substitutes[site.hook][:, start:]) for site in sites]
+    cache = dict(past_key_values=first_positions(kv, slice(None), start), start=start) if start else {}
     with model.hooks(fwd_hooks=hooks):
-        return last_logits(forward(model, ids))
+        return last_logits(forward(model, ids[:, start:], **cache))
 
 # %% ../../nbs/truth/03_faithfulness.ipynb #7a8e4bcf
 def _measure_batch(bound, batch, circuits, substitutes, metric):
     "Return the metric of every circuit on the pairs of one batch, [circuit, pair]."
     logits, outputs = substitutes(batch)
+    begun = clean_start(bound, batch, substitutes.ablation)
     measure = batch_metric(bound, metric, batch, logits)
     rows = []
     for kept in circuits:
         if kept[0] or substitutes.ablation != 'resample':
-            rows.append(measure(run_circuit(bound.model, batch.positives, kept, outputs)).cpu().numpy())
+            rows.append(measure(run_circuit(bound.model, batch.positives, kept, outputs, *begun)).cpu().numpy())
         else:  # with the embedding of the negative, every node computes the negative
             rows.append(measure(logits).cpu().numpy())
     return np.array(rows)
