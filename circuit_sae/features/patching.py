@@ -163,25 +163,6 @@ def n_rows(self: FeaturePasses) -> int:
     codes = 16 * (length - self.first) * max(1, sum(self.widths))  # bytes of a row's coefficients and their changes
     return int(np.clip(min(rows_at_once(self.mid, self.first, length), free // 4 // codes), _ROWS, 8192))
 
-
-@patch
-def measure(
-    self: FeaturePasses,
-    metric,  # What `pair_metric` returns
-    masks,  # Which features each set patches, bool or float [set, feature of all dictionaries]
-) -> torch.Tensor:  # float32 [set, pair]
-    """Return the metric with each set of features patched, many sets in one pass.
-
-    A set of features that do not differ between positive and negative changes nothing on a pair and is not run.
-    """
-    own, pair = ((masks != 0).float().cpu() @ self.differ().float().T).nonzero(as_tuple=True)
-    out = self.measure_clean(metric)[0].repeat(len(masks), 1)
-    for rows in torch.arange(len(own)).split(self.n_rows()):
-        i, j = own[rows], pair[rows]
-        logits = self.run(j, masks[i])
-        out[i, j] = metric(self.bound, logits, self.pairs[j.numpy()], self.negative_logits[j]).cpu()
-    return out
-
 # %% ../../nbs/features/05_patching.ipynb #c4a8000d
 @patch
 def measure(
@@ -199,14 +180,18 @@ def measure_rows(
     metric,  # What `pair_metric` returns
     masks,  # Which features each set patches on each pair, bool or float [set, pair, feature of all dictionaries]
 ) -> torch.Tensor:  # float32 [set, pair]
-    "Return the metric with sets of features patched that differ between pairs."
-    n = len(self.pairs)
-    out = []
-    for rows in torch.arange(len(masks) * n).split(self.n_rows()):
-        pair = rows % n
-        logits = self.run(pair, masks[rows // n, pair])
-        out.append(metric(self.bound, logits, self.pairs[pair.numpy()], self.negative_logits[pair]).cpu())
-    return torch.cat(out).view(len(masks), n)
+    """Return the metric with sets of features patched that differ between pairs.
+
+    A set of features that do not differ between positive and negative changes nothing on a pair and is not run.
+    """
+    differ = self.differ()
+    own, pair = torch.stack([((own != 0).cpu() & differ).any(-1) for own in masks]).nonzero(as_tuple=True)
+    out = self.measure_clean(metric)[0].repeat(len(masks), 1)
+    for rows in torch.arange(len(own)).split(self.n_rows()):
+        i, j = own[rows], pair[rows]
+        logits = self.run(j, masks[i, j])
+        out[i, j] = metric(self.bound, logits, self.pairs[j.numpy()], self.negative_logits[j]).cpu()
+    return out
 
 # %% ../../nbs/features/05_patching.ipynb #ee74c49d
 @patch
