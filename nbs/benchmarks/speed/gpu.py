@@ -34,8 +34,8 @@ SHAPES = {  # d_model, d_mlp, layers, heads, heads with a key and a value of the
     '8b': (4096, 14336, 32, 32, 8, 'bfloat16', 100),
     'tiny': (48, 96, 4, 4, 2, 'float32', 8),
 }
-STAGES = ['work: activations', 'work: training', 'work: flow', 'work: patching', 'work: find']
-STAGES += ['activations', 'find, confirmed', 'patching']
+STAGES = ['find, confirmed', 'patching', 'activations']
+STAGES += ['work: activations', 'work: training', 'work: flow', 'work: patching', 'work: find']
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
