@@ -3,10 +3,10 @@
 `intact`: planted models. `cut`: the same models with the output weights of the planted heads set to zero. `random
 answers`: answers and wrong answers drawn from other pairs. In the last two, no head knows the answer.
 
-`other answers` is `attribution_null`, `other answers, flow` is `flow_null`. `two positives` compares the size of a head's attribution between positive and
-negative with its attributions between the positives of two different pairs, towards the answers of the first.
-Rows that the file has already are not computed again. Several processes share the work by `--seeds` and `--families`,
-each with a file of its own, which `nbs/benchmarks/merge.py` joins.
+`other answers` is `attribution_null`, `other answers, flow` is `flow_null`. `two positives` compares the size of a
+head's attribution between positive and negative with its attributions between the positives of two different pairs,
+towards the answers of the first. Rows that the file has already are not computed again. Several processes share the
+work by `--seeds` and `--families`, each with a file of its own, which `nbs/benchmarks/merge.py` joins.
 """
 
 import argparse
