@@ -6,14 +6,16 @@ import signal
 import sys
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
 import pytest
 from notebook_server import context
 
+from circuit_sae.bench import benchmark as benchmark_module
 from circuit_sae.bench.benchmark import benchmark, judge_table, leaderboard, load_table, paired
+from circuit_sae.bench.runs import become_worker
 from circuit_sae.bench.scorers import SCORERS, scorer
 from circuit_sae.core import InputError, refuses
 from circuit_sae.truth.planted import plant
@@ -146,7 +148,17 @@ def test_a_kill_loses_only_the_run_in_progress(tmp_path, slow_scorers, here):
     assert log(tmp_path, 'start') == starts  # a third start does nothing
 
 
-def test_a_worker_that_dies_loses_only_its_own_run(tmp_path, slow_scorers, here):
+def start_worker(environment, path):
+    "Prepare a worker that was copied from the fork server."
+    os.environ.update(environment)
+    sys.path[:0] = path
+    become_worker(1)
+
+
+def test_a_worker_that_dies_loses_only_its_own_run(tmp_path, slow_scorers, here, monkeypatch):
+    prepared = {name: os.environ[name] for name in ('BENCH_LOG', 'PYTHONPATH')}, sys.path
+    pool = ProcessPoolExecutor(1, context(), start_worker, prepared)  # a new process would import PyTorch first
+    monkeypatch.setattr(benchmark_module, '_processes', lambda *_: pool)
     what = dict(tasks='induction', models='planted', seeds=range(4), n_pairs=5, out=tmp_path / 'out')
     with refuses('worker-died'):
         benchmark(slow_scorers.fragile, n_workers=1, **what)

@@ -227,6 +227,14 @@ def test_sets_are_the_literal_sets(tiny):
             close(found[a, s], literal_set(tiny, kept, ablation))
 
 
+def test_sets_that_start_at_the_first_difference_are_the_literal_sets(bound):
+    few = bound.take(3)
+    kept = {(0, 1), (1, 3), (2, 2)}
+    rows = np.array([[h in kept for h in all_heads(3, 4)]])
+    assert all(batch.start > 1 for batch in pair_batches(few, pad=False))
+    close(measure_sets(few, sets=rows, ablations=['resample'])[0][0, 0], literal_set(few, kept, 'resample'))
+
+
 def test_figures_are_the_formulas():
     "Faithfulness, completeness and minimality by their definitions, for half of a planted circuit."
     p = plant('induction', seed=1, n=4, n_layers=3, n_heads=4, copies=2)
