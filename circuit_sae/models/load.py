@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+# %% ../../nbs/models/03_load.ipynb #951ee125
 import torch
 from ..core import InputError, fingerprint, load_json, one_of
 from ..data.prompts import tiny_tokenizer
@@ -225,7 +226,7 @@ def _prefix(missing, unexpected):
                 return name[: -len(want)]
     return None
 
-
+# %% ../../nbs/models/03_load.ipynb #117c120e
 def _advice(missing, unexpected):
     "Return what may have happened to the weights."
     prefix = _prefix(missing, unexpected)
