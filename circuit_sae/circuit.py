@@ -12,6 +12,7 @@ from .causal.confirm import Confirmation
 from .core import InputError, all_heads, head_index, load_json, one_of, parse_head, save_json
 from .results import HeadScores
 from .score.association import describe_labellings, node_association
+from .score.null import AttributionNull
 from .score.unique_codes import CodeCounts
 
 # %% ../nbs/03_circuit.ipynb #060e507d
@@ -158,12 +159,23 @@ def _association_q(scores, counts, seed):
         counts = scores
     if counts is None:
         raise InputError(
-            'fdr needs the codes behind the scores: give the scores that `node_scores(codes, is_positive)` returns for '
-            '`Codes`, give them as `counts`, or choose by threshold or top_k.',
+            'fdr needs a test of the scores. For unique codes, give what `node_scores(codes, is_positive)` returns for '
+            '`Codes`, as the scores or as `counts`; for attributions give `null`, such as flow_null(model, task). '
+            'Or choose by threshold or top_k.',
             code='no-codes',
         )
     found = node_association(counts.codes, counts.is_positive, seed=seed, n_heads=scores.n_heads)
     return found.q, dict(n_perm=found.n_perm, paired=found.paired, perm_seed=seed)
+
+# %% ../nbs/03_circuit.ipynb #fb310b6c
+def _null_q(scores, null):
+    "Return the adjusted p-values of the attributions, and what gave them; raise `InputError` for another model."
+    if len(null.q) != len(scores):
+        raise InputError(
+            f'expected a test of the {len(scores)} heads that have scores; got one of {len(null.q)} heads.',
+            code='score-shape',
+        )
+    return null.q, dict(null='answers of other pairs', n_perm=null.n_perm, null_pairs=null.n_pairs, least_share=0.01)
 
 # %% ../nbs/03_circuit.ipynb #3795120c
 def predict_circuit(
@@ -172,15 +184,16 @@ def predict_circuit(
     top_k: int = None,  # Or this many heads with the highest scores; heads tied with the last are left out together
     over: str = None,  # Share: softmax over all 'heads' or within each 'layer', or 'sum'; default: `scores.over`
     n_heads: int = None,  # Heads in a layer, if `scores` is a plain array
-    fdr: float = None,  # Or heads whose unique codes are associated with the labels at this false discovery rate
-    seed: int = 0,  # Seed of the random labels for `fdr`
+    fdr: float = None,  # Or heads that a test of their score finds at this false discovery rate
+    seed: int = 0,  # Seed of the random labels for `fdr` of unique codes
     counts: CodeCounts = None,  # The counts of codes for `fdr`, if `scores` is another score
+    null: AttributionNull = None,  # The test behind `fdr` if `scores` are attributions; see `flow_null`
 ) -> Circuit:  # Raises `InputError` if more than one rule is given
     """Choose heads by their share, by number, or by a test against random labels.
 
     1. Turn the scores into shares (`log_softmax`).
-    2. Choose heads by threshold (paper, section 3), by rank, or by the q-value of their unique codes
-       (`node_association`).
+    2. Choose heads by threshold (paper, section 3), by rank, or by the q-value of a test: of their unique codes
+       (`node_association`), or of their attribution (`null`), then with a share of at least 0.01 too.
     """
     scores = _as_head_scores(scores, n_heads)
     over = over or scores.over
@@ -193,9 +206,9 @@ def predict_circuit(
     if fdr is None:
         chosen = _choose(logp, threshold, top_k)
     else:
-        q, labellings = _association_q(scores, counts, seed)
-        settings |= dict(fdr=fdr) | labellings
-        chosen = q <= fdr
+        q, test = _association_q(scores, counts, seed) if null is None else _null_q(scores, null)
+        settings |= dict(fdr=fdr) | test
+        chosen = (q <= fdr) & (logp >= np.log(test.get('least_share', 1e-300)))
     heads = [head for head, c in zip(all_heads(scores.n_layers, scores.n_heads), chosen) if c]
     return Circuit(heads, scores, np.exp(logp), settings, q)
 
@@ -233,6 +246,11 @@ def _how_chosen(settings, n_chosen):
     top_k = settings.get('top_k')
     if top_k:
         return f'the {top_k} best heads' + (', tied heads at the end left out' if n_chosen < top_k else '')
+    if settings.get('null'):
+        return (
+            f'moves the own answer more than those of other pairs, false discovery rate {settings["fdr"]:.0%}, '
+            f'share of the sum at least {settings["least_share"]:g}'
+        )
     if settings.get('fdr'):
         labellings = describe_labellings(settings['n_perm'], settings['paired'])
         return f'associated with the labels at a false discovery rate of {settings["fdr"]:g}, {labellings}'
@@ -356,7 +374,9 @@ def _explain(circuit, row, with_sign, marked):
     if 'share' in row:
         lines.append(_SHARES[circuit.settings.get('over', 'heads')])
     if 'q' in row:
-        lines.append('q        p-value of the unique codes under random labels, adjusted for the number of heads')
+        null = circuit.settings.get('null')
+        tested = f'score with the {null}' if null else 'unique codes under random labels'
+        lines.append(f'q        p-value of the {tested}, adjusted for the number of heads')
     if marked:
         lines.append('*        head of the reference')
     return lines

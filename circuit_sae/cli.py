@@ -80,7 +80,8 @@ _SETTINGS = dict(
     threshold='do not confirm: choose heads whose share of the sum of all scores (flow) or softmax (unique codes) is '
     'at least this (default with --no-confirm: 0.01)',
     top_k='do not confirm: choose this many heads with the highest scores',
-    fdr='do not confirm: choose heads whose unique codes are associated with the labels at this false discovery rate',
+    fdr='do not confirm: choose heads by a test of their score at this false discovery rate; flow and attribution are '
+    'compared with the answers of other pairs, unique codes with random labels',
     pool="how outputs are pooled over positions: 'mean', 'mean_no_bos' or 'last'",
 )
 _TYPES = dict(n_flow=int, n_train=int, seed=int, threshold=float, top_k=int, fdr=float)
@@ -284,7 +285,8 @@ def _run(argv):
     except Exception as e:
         return _report(e, args)
     finally:
-        sys.stdout.flush()  # a closed pipe shows here
+        if sys.stdout is not None:  # it was not closed by the shell
+            sys.stdout.flush()  # a closed pipe shows here
 
 # %% ../nbs/06_cli.ipynb #b3b9cb93
 def main(

@@ -28,7 +28,7 @@ def _pairs(args):
     reads_run = args.command in ('inspect', 'certify') and args.out
     if reads_run and Path(args.out, 'circuit.json').is_file():
         saved = load_json(Path(args.out, 'circuit.json')).get('task', {})
-    n = args.n or saved.get('n') or 250
+    n = (saved.get('n') or 250) if args.n is None else args.n
     seed = saved.get('seed') if args.task_seed is None else args.task_seed
     return n, seed or 0
 
@@ -202,6 +202,7 @@ def _draw(found, out):
     files += ['flow.safetensors'] * (found.flow is not None)
     files += ['effects.safetensors'] * (found.confirmation is not None)
     files += ['edges.safetensors'] * (found.settings.ranking != 'unique codes')
+    files += ['pairs.jsonl'] * (Path(out) / 'pairs.jsonl').is_file()
     return [*files, 'sae.safetensors']
 
 # %% ../nbs/05_commands.ipynb #0b026693

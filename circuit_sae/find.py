@@ -30,6 +30,7 @@ from .results import EdgeScores, HeadScores
 from .score.attribution import rank_heads
 from .score.edges import attribute_edges
 from .score.flow import Flow, check_flow, difference_flow, flow_record
+from .score.null import attribution_null, check_null, flow_null
 from .score.unique_codes import edge_scores, node_scores, pair_head_counts
 
 # %% ../nbs/04_find.ipynb #396ed091
@@ -55,12 +56,12 @@ def preset_settings(
     return settings | changes
 
 # %% ../nbs/04_find.ipynb #ebc9f10c
-def _by_flow(bound, pooled):
+def _by_flow(bound, pooled, target='prediction'):
     "Return the difference flow of a task; its passes fill `pooled`."
-    return difference_flow(bound, n=bound.n, pooled=pooled)
+    return difference_flow(bound, n=bound.n, target=target, pooled=pooled)
 
 
-def _by_attribution(bound, pooled):
+def _by_attribution(bound, pooled, target=None):
     "Return the default attribution of a task, which uses the answers where there are any."
     return rank_heads(bound)
 
@@ -84,7 +85,7 @@ class FindSettings:
     seed: int = 0  # seed of the SAE and of the draw of its examples
     threshold: float | None = None  # choose heads by share; see `predict_circuit`
     top_k: int | None = None  # or by number
-    fdr: float | None = None  # or by a test of their unique codes
+    fdr: float | None = None  # or by a test of their score at this false discovery rate
     over: str | None = None  # how scores become shares; default: 'sum' for the flow, 'heads' for unique codes
     pool: str = 'mean'  # how activations are pooled over positions; see `cache_head_acts`
     batch_size: int = 50  # pairs in a forward pass
@@ -100,6 +101,18 @@ class FindSettings:
 def ranking(self: FindSettings) -> str:
     "Return what ranks the heads, a name in `SCORES`."
     return self.score or default_score(self.preset)
+
+
+@patch(as_prop=True)
+def tests_answers(self: FindSettings) -> bool:
+    "Return whether heads are chosen by the test against the answers of other pairs: `fdr` of flow or attribution."
+    return self.fdr is not None and self.ranking != 'unique codes'
+
+
+@patch(as_prop=True)
+def target(self: FindSettings) -> str:
+    "Return what the flow attributes: the answers if they are tested, otherwise the prediction."
+    return 'logit_diff' if self.tests_answers else 'prediction'
 
 
 @patch(as_prop=True)
@@ -403,13 +416,13 @@ def _saved_flow(path):
     return None
 
 # %% ../nbs/04_find.ipynb #50e2e4ab
-def _saved_screen(bound, name, path):
+def _saved_screen(bound, name, path, target):
     "Return the saved score if it is of these pairs, otherwise None."
     if not path or not path.is_file():
         return None
     if name == 'flow':
         flow = _saved_flow(path)
-        return flow if flow is not None and flow.made_from == flow_record(bound, bound.n) else None
+        return flow if flow is not None and flow.made_from == flow_record(bound, bound.n, target) else None
     scores = HeadScores.load(path)
     same = all(scores.made_from.get(k) == bound.identity[k] for k in ('model', 'pairs', 'n_pairs'))
     return scores if same else None
@@ -440,8 +453,9 @@ def _screen(bound, settings, pooled, folder, seconds):
     n = split_pairs(bound.n, settings.n_flow, settings.confirm_pairs)[0] if settings.confirms else settings.n_flow
     first = bound.take(min(n, bound.n))
     path = _path(folder, name)
-    saved = _saved_screen(first, name, path) if pooled is None or name != 'flow' else None
-    return _or_compute(saved, lambda: SCORES[name](first, pooled), path, seconds, name)
+    target = settings.target
+    saved = _saved_screen(first, name, path, target) if pooled is None or name != 'flow' else None
+    return _or_compute(saved, lambda: SCORES[name](first, pooled, target), path, seconds, name)
 
 # %% ../nbs/04_find.ipynb #b1ce3f1a
 def _measure(bound, settings, folder, seconds, pooled):
@@ -510,11 +524,18 @@ def _confirm(bound, screen, settings, folder, seconds, pooled=None):
     return _or_compute(saved, compute, path, seconds, 'confirmation')
 
 # %% ../nbs/04_find.ipynb #5b8f55e1
-def _choose(counts, screen, settings):
+def _test_answers(bound, settings, screen):
+    "Return the test of the score against the answers of other pairs, on the first pairs of the score."
+    first = bound.take(min(12, screen.made_from['n_pairs']))
+    return flow_null(first) if settings.ranking == 'flow' else attribution_null(first)
+
+
+def _choose(bound, counts, screen, settings):
     "Return the circuit that the score chooses: flow, attribution or unique codes."
     s = settings
     scores = counts if screen is None else _plain(screen)
-    return predict_circuit(scores, s.threshold, s.top_k, s.over, fdr=s.fdr, counts=counts)
+    null = _test_answers(bound, s, screen) if s.tests_answers else None
+    return predict_circuit(scores, s.threshold, s.top_k, s.over, fdr=s.fdr, counts=counts, null=null)
 
 # %% ../nbs/04_find.ipynb #0b1c4296
 def _find(bound, settings, folder):
@@ -530,7 +551,7 @@ def _find(bound, settings, folder):
     seconds['codes and scores'] = round(time.perf_counter() - start, 3)
     if settings.confirms and confirmation is None:
         confirmation = _confirm(bound, counts, settings, folder, seconds)
-    circuit = _choose(counts, screen, settings) if confirmation is None else confirmed_circuit(confirmation)
+    circuit = _choose(bound, counts, screen, settings) if confirmation is None else confirmed_circuit(confirmation)
     flow = screen if isinstance(screen, Flow) else None
     return Found(bound.task, acts, sae, codes, circuit, settings, seconds, flow, confirmation, bound)
 
@@ -563,7 +584,20 @@ def _check_run(bound, settings):
         check_flow(bound.model, bound.task)
     else:
         check_model(bound, 'activations')
+    if settings.tests_answers:
+        _check_answers(bound)
     return note
+
+
+def _check_answers(bound):
+    "Raise `InputError` unless the answers of other pairs can be a null."
+    try:
+        check_null(bound)
+    except InputError as e:
+        raise InputError(
+            f"fdr compares the answers of different pairs: {e} Or test unique codes: score='unique codes'.",
+            code=e.code,
+        ) from None
 
 # %% ../nbs/04_find.ipynb #50b8d982
 def find_circuit(
@@ -574,7 +608,7 @@ def find_circuit(
     seed: int = FindSettings.seed,  # Seed of the SAE and of the draw of its examples
     threshold: float | None = FindSettings.threshold,  # Choose heads by share; see `predict_circuit`
     top_k: int | None = FindSettings.top_k,  # Or by number
-    fdr: float | None = FindSettings.fdr,  # Or by a test of their unique codes
+    fdr: float | None = FindSettings.fdr,  # Or by a test of their score; flow and attribution then need answers
     over: str | None = FindSettings.over,  # How scores become shares; default: 'sum' for the flow, else 'heads'
     pool=FindSettings.pool,  # How activations are pooled over positions; see `cache_head_acts`
     out=None,  # Folder in which every stage saves its result, and reads it if it is there
@@ -592,8 +626,7 @@ def find_circuit(
     2. Score every head on the first `n_flow` pairs.
     3. Patch the heads that could matter on other pairs; the circuit has the heads with an effect of at least
        `min_effect`. With `confirm=False` the score chooses (O'Neill & Bui, arXiv 2405.12522, section 3).
-    4. Run the other prompts; keep the pooled output of every head. Train the SAE and read the code of every head on
-       every prompt.
+    4. Run the other prompts; keep the pooled output of every head. Train the SAE and read the codes of all prompts.
     """
     names = {f.name for f in fields(FindSettings)} - {'changes'}
     given = {k: v for k, v in locals().items() if k in names}
@@ -671,6 +704,8 @@ def record(self: Found) -> dict:
     "Return what was run, on what, with which versions, and how long it took, as plain values."
     made_from = self.acts.made_from
     task = dict(name=self.task.name, n=self.task.n, seed=self.task.seed, pairs=made_from['pairs'])
+    for setting in ('answer_token', 'equal_length', 'template'):
+        task[setting] = getattr(self.task, setting)
     s = self.settings
     run = dict(preset=s.preset, pool=s.pool, n_train=s.n_train, seed=s.seed, score=s.ranking, n_flow=s.n_flow)
     run |= dict(confirm=s.confirms, min_effect=s.min_effect, confirm_pairs=s.confirm_pairs)
@@ -684,6 +719,13 @@ def record(self: Found) -> dict:
         versions=versions(),
     )
 
+# %% ../nbs/04_find.ipynb #11de078b
+def _is_built_in(task):
+    "Return whether a task can be made again from its name and settings; a file may have the name of a built-in task."
+    from circuit_sae.data.prompts import TASKS
+
+    return task.name in TASKS and task.table is None
+
 # %% ../nbs/04_find.ipynb #6595d825
 @patch
 def save(
@@ -693,6 +735,8 @@ def save(
 ):
     "Write circuit, scores, edges and codes, and the stages they come from; each file completely or not at all."
     out = check_writable(out)
+    if not _is_built_in(self.task):
+        self.task.save(out / 'pairs.jsonl')
     if stages:
         parts = dict(acts=self.acts, sae=self.sae, flow=self.flow, effects=self.confirmation)
         parts['edges'] = None if self.settings.ranking == 'unique codes' else self.edges
@@ -708,14 +752,18 @@ def save(
     self.circuit.save(out / 'circuit.json', **self.record())
 
 # %% ../nbs/04_find.ipynb #9ca309bd
-def _task_of_run(run):
-    "Return the built-in task that a run was made with."
+def _task_of_run(run, folder):
+    "Return the task that a run was made with: a built-in one, or the pairs in the folder."
     from circuit_sae.data.prompts import TASKS
 
     t = run['task']
+    if (folder / 'pairs.jsonl').is_file():
+        settings = {k: t[k] for k in ('answer_token', 'equal_length', 'template', 'chat') if k in t}
+        return Task.from_data(folder / 'pairs.jsonl', t['name'], **settings)
     if t['name'] not in TASKS:
         raise InputError(
-            f"the run is of the task '{t['name']}', which is not built in. Give the task: load_found(folder, task).",
+            f"the run is of the task '{t['name']}', and '{folder}' has no file pairs.jsonl with its pairs. "
+            'Give the task: load_found(folder, task).',
             code='no-task',
         )
     names = inspect.signature(TASKS[t['name']]).parameters
@@ -724,14 +772,14 @@ def _task_of_run(run):
 # %% ../nbs/04_find.ipynb #99b57449
 def load_found(
     folder,  # A folder that `find_circuit` wrote
-    task: Task = None,  # The task; default: the built-in task of the run
+    task: Task = None,  # The task; default: the built-in task of the run, or the pairs in the folder
 ) -> Found:  # Raises `InputError` if the folder holds no run, or if the task cannot be built from it
     "Read what `find_circuit` found."
     folder = Path(folder)
     settings = FindSettings.from_folder(folder)
     if settings is None:
         raise InputError(f"there is no circuit in '{folder}'. Run find_circuit(..., out='{folder}').", code='no-file')
-    task = _task_of_run(load_json(folder / 'circuit.json')) if task is None else task
+    task = _task_of_run(load_json(folder / 'circuit.json'), folder) if task is None else task
     acts, sae = load_acts(_path(folder, 'acts')), load_sae(_path(folder, 'sae'))
     flow = Flow.load(_path(folder, 'flow')) if settings.ranking == 'flow' else None
     confirmation = Confirmation.load(_path(folder, 'effects')) if settings.confirms else None

@@ -14,6 +14,7 @@ from circuit_sae.data.batches import bind_task, pair_batches
 from circuit_sae.data.prompts import induction_task, ioi_task
 from circuit_sae.features.dictionary import SparseDictionary, fit_basis
 from circuit_sae.features.feature_circuits import all_active, drop_features, feature_circuit, mean_kl
+from circuit_sae.features.feature_flow import EDGE_METHODS, feature_edges
 from circuit_sae.features.patching import (
     FeaturePasses,
     attribute_features,
@@ -24,6 +25,7 @@ from circuit_sae.features.reading import next_tokens, read_features, switch_off,
 from circuit_sae.features.sites import edited, parse_site, read_sites, site_width
 from circuit_sae.models.forward import forward, last_logits, run
 from circuit_sae.models.load import tiny_model
+from circuit_sae.score.flow import difference_flow
 
 
 @pytest.fixture(scope='module')
@@ -168,7 +170,8 @@ def everything(bound):
     found = [attribute_features(bound, None, late, method).drop for method in ('gradient', 'discrete')]
     found += [patch_features(bound, None, late, range(8)).drop]
     circuit = feature_circuit(bound, None, [early, late], n_random=2)
-    found += [circuit.measured['patched'], circuit.random.mean(1)]
+    found += [circuit.measured['patched'], circuit.random.mean(1), difference_flow(bound).by_feature(head, bound).drop]
+    found += [feature_edges(bound, None, early, head, range(4), range(4), m).by_pair for m in EDGE_METHODS[1:3]]
     cards = read_features(model, late, range(3), task=bound)
     found += [[v for card in cards for _, v in card.promoted], switch_off(bound, None, late, range(3)).metric]
     found += [[p for _, tokens in next_tokens(bound, None, late, [1], 2) for _, p in tokens]]
@@ -191,3 +194,61 @@ def test_everything_is_the_same_on_another_device():
         found = everything(bound)
     for a, b in zip(expected, found):
         np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_flow_by_feature_sums_to_the_flow_and_agrees_with_coordinates(bound):
+    "Features and error sum to the flow of every site; the part of each feature is its direction's part of the flow."
+    flow = difference_flow(bound)
+    flows = {'L1H2': flow.by_pair[:, flow.index('L1H2')], 'L0 mlp_out': flow.mlps[:, 0]}
+    flows |= {site: flow.by_pair[:, 4:].sum(1) for site in ('L1 z', 'L1 attn_out')}
+    flows['L0H3 result'] = flow.by_pair[:, 3]
+    for site, expected in flows.items():
+        found = flow.by_feature(sparse(bound.model, site), bound)
+        np.testing.assert_allclose(found.total, expected, atol=1e-4)
+        assert np.abs(found.error).max() > 0 and np.abs(found.drop).max() > 0
+    width = site_width(bound.model, 'L1H2')
+    basis, sized = (fit_basis(torch.randn(50, width), 'neurons') for _ in range(2))
+    basis.site = sized.site = parse_site('L1H2')
+    sized.analysis, sized.directions = sized.analysis * 2, sized.directions / 2
+    a, b = (flow.by_feature(d, bound).drop for d in (basis, sized))
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_small_change_of_a_sender_moves_the_receiver_by_the_gradient(bound):
+    "Edges by gradient are the slope of what patching a small part of a sender feature does, by full forward passes."
+    sender, receiver = sparse(bound.model, 'L0H1'), sparse(bound.model, 'L1H2', 1)
+    edges = feature_edges(bound, None, sender, receiver, receivers=range(16))
+    exact = np.zeros((bound.n, *edges.values.shape))
+    for batch in pair_batches(bound, 24, pad=False):
+        sites = [sender.site, receiver.site]
+        x, y = (read_sites(bound.model, ids, sites) for ids in (batch.positives, batch.negatives))
+        c, c_neg = (sender.encode(own[sender.site]) for own in (x, y))
+        active = (receiver.encode(x[receiver.site]) != 0) | (receiver.encode(y[receiver.site]) != 0)
+        before = receiver.before_activation(x[receiver.site])
+        for i, feature in enumerate(edges.senders):
+            step = 1e-3 * ((c_neg - c)[..., [feature]] @ sender.directions[[feature]])
+            with torch.no_grad(), edited(bound.model, {sender.site: lambda x, step=step: x + step}):
+                new = receiver.before_activation(read_sites(bound.model, batch.positives, receiver.site)[receiver.site])
+            exact[batch.pairs, i] = ((before - new) * active).sum(1).numpy() / 1e-3
+    assert np.abs(exact).max() > 0
+    np.testing.assert_allclose(edges.by_pair, exact, atol=0.03 * np.abs(exact).max())
+
+
+def test_patched_edges_equal_full_passes(bound):
+    sender, receiver = sparse(bound.model, 'L0H1'), sparse(bound.model, 'L1H2', 1)
+    edges = feature_edges(bound, None, sender, receiver, method='patching')
+    (i, j, _), *_ = edges.ranked(1)
+    falls = np.zeros(bound.n)
+    for batch in pair_batches(bound, 24, pad=False):
+        target = sender.encode(read_sites(bound.model, batch.negatives, sender.site)[sender.site])
+
+        def edit(x, target=target):
+            return x + (target - sender.encode(x))[..., [i]] @ sender.directions[[i]]
+
+        before = read_sites(bound.model, batch.positives, receiver.site)[receiver.site]
+        with edited(bound.model, {sender.site: edit}):
+            after = read_sites(bound.model, batch.positives, receiver.site)[receiver.site]
+        falls[batch.pairs] = (receiver.encode(before) - receiver.encode(after))[..., j].sum(1).numpy()
+    place = edges.senders.tolist().index(i), edges.receivers.tolist().index(j)
+    np.testing.assert_allclose(edges.by_pair[:, place[0], place[1]], falls, atol=1e-4)
+    assert np.abs(falls).max() > 1e-3

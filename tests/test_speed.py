@@ -24,6 +24,7 @@ from circuit_sae.bench.timing import (
     peak_memory,
     race,
 )
+from circuit_sae.causal.confirm import confirm_heads
 from circuit_sae.codes.activations import cache_head_acts
 from circuit_sae.codes.health import sae_health
 from circuit_sae.codes.latents import attribute_codes
@@ -32,9 +33,11 @@ from circuit_sae.core import InputError
 from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import ioi_task, tiny_tokenizer
 from circuit_sae.models.load import save_random_model, tiny_model
+from circuit_sae.models.rerun import _find_shortcuts, reruns
 from circuit_sae.score.attribution import attribute_heads
 from circuit_sae.score.flow import difference_flow
 from circuit_sae.score.unique_codes import node_scores, pair_counts
+from circuit_sae.truth.planted import plant
 
 STAGES = ['node scores', 'edge scores', 'SAE training', 'edges, 1,024 heads', 'find']
 
@@ -205,3 +208,24 @@ def test_results_are_those_of_the_cpu(deep):
     np.testing.assert_allclose(flow2.between, flow.between, atol=1e-5)
     np.testing.assert_allclose(effects2.by_pair, effects.by_pair, atol=1e-6)
     np.testing.assert_allclose(sae2.losses, sae.losses, rtol=1e-4)
+
+
+def test_a_rerun_takes_the_same_shortcuts_on_another_device(deep):
+    "The shortcuts are tried with padded prompts; an index on the wrong device would look like an unsuited model."
+    assert reruns(deep) == (True, True, True)
+    with CountingDevice(deep):
+        assert _find_shortcuts(deep) == (True, True, True)
+
+
+def test_confirmation_is_that_of_the_cpu():
+    "On another device than the CPU the clean passes of all blocks are run at once; the effects are the same."
+    planted = plant('induction', seed=17, n=30)
+    bound = bind_task(planted.model, planted.task)
+    screen = attribute_heads(bound.take(6))
+    pairs = np.arange(6, 30)
+    wanted = confirm_heads(bound, None, screen, pairs)
+    with CountingDevice(planted.model):
+        found = confirm_heads(bound, None, screen, pairs)
+    assert found.circuit_heads() == wanted.circuit_heads() and found.n_used == wanted.n_used
+    np.testing.assert_allclose(found.effects.patched, wanted.effects.patched, atol=1e-4)
+    np.testing.assert_allclose(found.last, wanted.last, atol=1e-4)

@@ -265,7 +265,7 @@ def dispatch(self: CountingDevice, func, args, kwargs):
         return self._copy(func, args, kwargs, counted, here)
     if name == 'copy_' and isinstance(args[0], CountedTensor) != isinstance(args[1], CountedTensor):
         self.add('to_device' if isinstance(args[0], CountedTensor) else 'to_host')
-    self._check_devices(func, leaves)
+    self._check_devices(func, args, kwargs)
     self.add('operators')
     if not _is_view(func):
         self.add('kernels')
@@ -287,15 +287,22 @@ def _copy(self: CountingDevice, func, args, kwargs, counted, here):
     return CountedTensor(plain)
 
 # %% ../../nbs/bench/02_counting.ipynb #deb41164
+def _on_host(tree):
+    "Return the tensors on the CPU in nested arguments; a number may be anywhere."
+    leaves = [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and x.dim()]
+    return [x for x in leaves if not isinstance(x, CountedTensor)]
+
+
 @patch
-def _check_devices(self: CountingDevice, func, leaves):
+def _check_devices(self: CountingDevice, func, args, kwargs):
     "Raise `RuntimeError` if tensors of both devices meet, as a GPU does; an index is copied to the device."
-    hosts = [x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, CountedTensor) and x.dim()]
-    if not hosts or _name(func) == 'copy_':
+    if _name(func) == 'copy_':
         return
-    if _name(func) not in _INDEXING:
+    indexes = _on_host(args[1]) if _name(func) in _INDEXING else []
+    hosts = _on_host((args, kwargs))
+    if len(hosts) > len(indexes):
         raise RuntimeError(f'{func}: expected tensors on one device, got a tensor of the CPU of shape {hosts[0].shape}')
-    for _ in hosts:
+    for _ in indexes:
         self.add('to_device')
 
 # %% ../../nbs/bench/02_counting.ipynb #c0de0012

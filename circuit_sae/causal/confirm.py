@@ -16,9 +16,10 @@ from .patching import effects_record, new_effects, pair_metric
 from ..core import InputError, one_of
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
-from ..models.forward import hooked, z_hooks
+from ..models.forward import fitting_batch, hooked, input_device, pass_tokens, z_hooks
 from ..models.rerun import can_pad, reruns
 from ..results import HeadScores
+from ..score.attribution import gradient_bytes
 from ..stats import adjust
 
 # %% ../../nbs/causal/03_confirm.ipynb #d929f9ca
@@ -456,8 +457,9 @@ def _all_z_hooks(model, on_z):
 class _Patcher:
     "Measure on the pairs of a task; keep the passes of the blocks that are patched more than once."
 
-    def __init__(self, bound, effects, settings, pooled=None):
+    def __init__(self, bound, effects, settings, blocks, pooled=None):
         self.bound = bound
+        self.blocks = blocks
         self.pooled = None if bound.long_answers else pooled
         self.effects = effects
         self.metric = pair_metric(settings.metric)
@@ -465,12 +467,23 @@ class _Patcher:
         self.passes = {}  # first pair of a block to its passes
 
     def measure_clean(self, block):
-        "Run the pairs of a block and measure them."
-        answers = self.effects.made_from['metric'] != 'kl_div'
-        batches = pair_batches(self.bound, 24, can_pad(self.bound.model), only=block, answers=answers)
-        self.passes[block[0]] = [self.clean_passes(batch) for batch in batches]
+        "Measure the pairs of a block."
+        if block[0] not in self.passes:
+            self.run_clean(block)
         for passes in self.passes[block[0]]:
-            passes.measure_clean(self.effects, self.metric)
+            passes.measure_clean(self.effects, self.metric, block)
+
+    def run_clean(self, block):
+        "Run the pairs of a block; on a GPU, where a pass of few pairs takes as long, those of all blocks."
+        model, answers = self.bound.model, self.effects.made_from['metric'] != 'kl_div'
+        device = input_device(model)
+        blocks = [block] if device.type == 'cpu' else self.blocks
+        size = fitting_batch(device, gradient_bytes(model, max(map(len, self.bound.tokens.ids))), on_cpu=24)
+        only = np.concatenate(blocks)
+        batches = pair_batches(self.bound, size, can_pad(model), only, pass_tokens(model), answers)
+        passes = [self.clean_passes(batch) for batch in batches]
+        for own in blocks:
+            self.passes[own[0]] = [p for p in passes if np.isin(p.pairs, own).any()]
 
     def clean_passes(self, batch):
         "Run positives and negatives; pool the outputs of the heads too if that is still to be done."
@@ -487,7 +500,7 @@ class _Patcher:
         "Patch these heads on these blocks, as far as they have not been patched."
         for block in blocks:
             for passes in self.passes[block[0]]:
-                for _ in passes.measure_heads(self.effects, self.metric, heads):
+                for _ in passes.measure_heads(self.effects, self.metric, heads, pairs=block):
                     pass
 
 # %% ../../nbs/causal/03_confirm.ipynb #0a409488
@@ -500,10 +513,11 @@ def patch_last(
     "Return the effects of these heads at the last position alone."
     last = new_effects(self.effects.made_from)
     last.clean, last.corrupted = self.effects.clean, self.effects.corrupted
-    for passes in (p for block in blocks for p in self.passes[block[0]]):
-        passes.positions = 'last'
-        for _ in passes.measure_heads(last, self.metric, heads):
-            pass
+    for block in blocks:
+        for passes in self.passes[block[0]]:
+            passes.positions = 'last'
+            for _ in passes.measure_heads(last, self.metric, heads, pairs=block):
+                pass
     return effects_by_pairs(last.patched, last.clean, last.corrupted)[0]
 
 # %% ../../nbs/causal/03_confirm.ipynb #dea64d97
@@ -533,8 +547,8 @@ def confirm_heads(
     check_pairs(bound, answers=s.metric != 'kl_div', equal_length=False, long_answers=True)
     pairs = np.arange(bound.n)[: s.n_pairs] if pairs is None else np.asarray(pairs)[: s.n_pairs]
     effects = new_effects(effects_record(bound, s.ablation, 'all', s.metric))
-    patcher = _Patcher(bound, effects, s, pooled)
     blocks = pair_blocks(pairs, s.block)
+    patcher = _Patcher(bound, effects, s, blocks, pooled)
     drawn, begun, limit = run_stages(effects, screen, blocks, patcher, s)
     confirmed = Confirmation(effects, screen, drawn, np.full(len(screen), np.nan), s, same_pairs, limit)
     if not confirmed.chosen.any():

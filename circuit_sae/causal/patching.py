@@ -357,12 +357,15 @@ def measure_clean(
     self: PatchPasses,
     effects: HeadEffects,  # Gets the metric of positives and negatives
     metric,  # What `pair_metric` returns
+    pairs=None,  # Numbers of the pairs to measure, int [pair]; default: all of the batch
 ):
     "Measure the two clean passes."
     negative = self.negative_logits
     clean = metric(self.bound, self.mid.logits, self.rows, negative)
     corrupted = metric(self.bound, negative, self.rows, negative)
-    effects.clean[self.pairs], effects.corrupted[self.pairs] = torch.stack([clean, corrupted]).cpu()
+    own = np.isin(self.pairs, self.pairs if pairs is None else pairs)
+    values = torch.stack([clean, corrupted]).cpu().numpy()[:, own]
+    effects.clean[self.pairs[own]], effects.corrupted[self.pairs[own]] = values
 
 # %% ../../nbs/causal/00_patching.ipynb #569c06c9
 def _patched_z(substitute, where, pair, head, z):
@@ -391,13 +394,13 @@ def patched_logits(
     if where is not None:
         start = max(start, int(where[pair].any(0).int().argmax()))
         where = where.to(device)
-    pair, number = (torch.as_tensor(x, device=device) for x in (pair, head))
+    prompt, number = (torch.as_tensor(x, device=device) for x in (pair, head))
 
     def edit(layer, own, first, z):
         end = first + z.shape[1]
         substitute = self.z[layer][:, first - self.z_from : end - self.z_from]
         here = None if where is None else where[:, first:end]
-        return _patched_z(substitute, here, pair[own], number[own], z)
+        return _patched_z(substitute, here, prompt[own], number[own], z)
 
     return self.mid.rerun_rows(layer, pair, edit, start)
 
@@ -435,10 +438,12 @@ def measure_heads(
     metric,  # What `pair_metric` returns
     wanted,  # Which heads to patch, bool [n_layers * n_heads]
     n_rows: int = None,  # Rows of a forward pass at most; default: see `rows_at_once`
+    pairs=None,  # Numbers of the pairs to patch, int [pair]; default: all of the batch
 ):  # An iterator over the forward passes; it gives the number of rows of each
-    "Patch the wanted heads on every pair of the batch on which they have not been measured."
-    lacks = np.isnan(effects.patched[self.pairs]) & wanted
-    for group in similar_pairs(self.bound, np.unique(self.pairs), int(lacks.any(0).sum())):
+    "Patch the wanted heads on every pair on which they have not been measured."
+    pairs = np.intersect1d(self.pairs, self.pairs if pairs is None else pairs)
+    lacks = np.isnan(effects.patched[self.pairs]) & np.isin(self.pairs, pairs)[:, None] & wanted
+    for group in similar_pairs(self.bound, pairs, int(lacks.any(0).sum())):
         own = np.flatnonzero(np.isin(self.pairs, group.pairs))
         head, pair = np.nonzero(lacks[own].T)
         start = self.substitutes.start(group)

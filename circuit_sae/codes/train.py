@@ -6,6 +6,8 @@
 __all__ = ['sae_loss', 'draw_examples', 'point_sums', 'sae_gradients', 'may_activate', 'training_points', 'train_sae']
 
 # %% ../../nbs/codes/02_train.ipynb #31162427
+from functools import partial
+
 import numpy as np
 import torch
 from .activations import HeadActs
@@ -181,15 +183,52 @@ def training_points(
     "Return the outputs of all heads on some examples, as the autoencoder sees them."
     return torch.cat([layer_inputs(sae, acts, layer, rows) for layer in range(acts.n_layers)], 1).flatten(0, 1)
 
+# %% ../../nbs/codes/02_train.ipynb #d4e5a9f5
+class _Recorded:
+    "Repeat a function of no arguments on a GPU as a CUDA graph; it works on the same tensors each time."
+
+    def __init__(self, f):
+        self.f = f
+        self.runs = 0
+        self.graph = None
+
+    def __call__(self):
+        self.runs += 1
+        if self.runs <= 3:  # the first runs set up what a recording may not set up
+            return self.run_aside()
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.result = self.f()
+        self.graph.replay()
+        return self.result.clone()
+
+    def run_aside(self):
+        "Run the function on a stream of its own, as the recording does."
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            result = self.f()
+        torch.cuda.current_stream().wait_stream(stream)
+        return result
+
 # %% ../../nbs/codes/02_train.ipynb #792d91e5
+def _step(sae, optimizer, x, l1_coefficient, sums):
+    "Take one training step on the points `x` and return the loss before it."
+    loss = sae_gradients(sae, x, l1_coefficient, sums)
+    optimizer.step()
+    sae.constrain()
+    return loss
+
+
 def _fit(sae, x, l1_coefficient, lr, steps):
     "Train on the points `x`, one step for each of `steps`; raise `InputError` if the loss is not finite at the end."
-    optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True, capturable=x.is_cuda)
     losses = []
+    recorded = {}  # by number of points
     for part, sums in steps:
-        losses.append(sae_gradients(sae, part, l1_coefficient, sums))
-        optimizer.step()
-        sae.constrain()
+        step = partial(_step, sae, optimizer, part, l1_coefficient, sums)
+        losses.append(recorded.setdefault(len(part), _Recorded(step))() if x.is_cuda else step())
     sae.losses = torch.stack(losses).cpu().tolist()
     for p in sae.parameters():
         p.grad = None

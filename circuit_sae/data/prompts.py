@@ -8,6 +8,7 @@ __all__ = ['ABBA', 'BABA', 'NAMES', 'PLACES', 'THINGS', 'NOUNS', 'YEARS', 'GREAT
            'tiny_tokenizer']
 
 # %% ../../nbs/data/02_prompts.ipynb #3a72089d
+import re
 from functools import partial
 from pathlib import Path
 from ..core import one_of
@@ -302,7 +303,7 @@ def get_task(
 ) -> Task:  # Raises `InputError` for an unknown name or a file that cannot be used
     "Return a built-in task by name, or the task in a file."
     path = Path(str(name))
-    is_path = path.suffix.lower() in FILE_KINDS or len(path.parts) > 1 or path.exists()
+    is_path = path.suffix.lower() in FILE_KINDS or re.search(r'[/\\]', str(name)) or (name and path.exists())
     if name not in TASKS and is_path:
         return Task.from_data(path, **kwargs).take(n)
     return TASKS[one_of(name, TASKS, 'task')](n=n, seed=seed)

@@ -78,9 +78,9 @@ def _plain_value(value):
 def _token_id(value, where):
     "Return a token id; raise `InputError` unless it is a whole number from 0 on."
     try:
-        if float(value) == int(value) >= 0 and not isinstance(value, bool):
-            return int(value)
-    except (TypeError, ValueError):
+        if float(value) == int(float(value)) >= 0 and not isinstance(value, bool):
+            return int(float(value))
+    except (TypeError, ValueError, OverflowError):
         pass
     raise InputError(f'{where}: a token id is a whole number from 0 on, got {value!r}.', code='answer-type')
 
@@ -90,6 +90,18 @@ def _token_ids(value, where):
     if isinstance(value, str):
         value = re.split(r'[|,\s]+', value.strip(' []()'))
     return tuple(_token_id(v, where) for v in (value if isinstance(value, (list, tuple)) else [value]))
+
+# %% ../../nbs/data/00_readers.ipynb #c686522a
+def _check_text(value, where):
+    "Raise `InputError` for half of a character, which no tokenizer reads: a cut text may leave half of an emoji."
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as e:
+        raise InputError(
+            f'{where}: character {e.start} of {value[e.start : e.start + 20]!r} is half of a character. '
+            'Delete it, or cut the text between characters.',
+            code='half-character',
+        ) from e
 
 # %% ../../nbs/data/00_readers.ipynb #677e41b6
 def _read_answers(value, where):
@@ -106,6 +118,7 @@ def _read_answers(value, where):
             )
         if v == '':
             raise InputError(f'{where}: an answer is empty: {value!r}. Give at least one text.', code='empty-text')
+        _check_text(v, where)
     return tuple(_token_id(v, where) if isinstance(v, int) else v for v in value)
 
 # %% ../../nbs/data/00_readers.ipynb #746bc95b
@@ -127,6 +140,7 @@ def _cell(row, column, field, where):
         raise InputError(
             f"{where}: the prompt in '{column}' is empty. Every pair needs two prompts.", code='empty-text'
         )
+    _check_text(value, where)
     return value
 
 # %% ../../nbs/data/00_readers.ipynb #92b1d3f2
@@ -147,10 +161,14 @@ def _read_row(row, where, columns):
     return Example(**values)
 
 # %% ../../nbs/data/00_readers.ipynb #1688a207
+_MIB_DEFAULTS = ['s2_io_flip_counterfactual', 'symbol_counterfactual', 'random_counterfactual']
+
+
 def _counterfactuals(row):
-    "Return the names of the nested objects that hold a counterfactual prompt."
+    "Return the names of the nested objects that hold a counterfactual prompt, the default of MIB first."
     named = [k for k, v in row.items() if str(k).endswith('counterfactual') and isinstance(v, dict)]
-    return [k for k in named if isinstance(row[k].get('prompt'), str)]
+    named = [k for k in named if isinstance(row[k].get('prompt'), str)]
+    return sorted(named, key=lambda k: k not in _MIB_DEFAULTS)
 
 
 def _follow(prompt, word):
@@ -158,38 +176,78 @@ def _follow(prompt, word):
     return word if not prompt or prompt[-1].isspace() or not word[:1].isalnum() else f' {word}'
 
 # %% ../../nbs/data/00_readers.ipynb #5aa2036f
+def _number_of(key, choices):
+    "Return the number of the right choice: the key itself, its place, or the place of its letter; None without one."
+    if key in choices:
+        return choices.index(key)
+    letters = [chr(ord('A') + i) for i in range(len(choices))]
+    if key in letters:
+        return letters.index(key)
+    is_number = isinstance(key, int) and not isinstance(key, bool) and 0 <= key < len(choices)
+    return key if is_number else None
+
+
+def _negative_of(row):
+    "Return the negative prompt of a row of MIB, or None."
+    nested = _counterfactuals(row)
+    plain = [row[k] for k in COLUMN_NAMES['negative'] if isinstance(row.get(k), str)]
+    return plain[0] if plain else row[nested[0]]['prompt'] if nested else None
+
+# %% ../../nbs/data/00_readers.ipynb #018b6188
 def _from_choices(row, where):
-    "Return a row of MIB as a row of four columns."
+    "Return a row of MIB with choices as a row of four columns."
     prompt = str(row.get('prompt', ''))
     choices = row['choices']
     if isinstance(choices, dict):  # multiple choice: labels and texts
         choices = choices.get('label', [])
     choices = [str(c) for c in choices]
     key = row.get('answerKey')
-    right = choices.index(key) if key in choices else key
-    if not isinstance(right, int) or not 0 <= right < len(choices):
+    right = _number_of(key, choices)
+    if right is None:
         return InputError(
             f"{where}: 'answerKey' must be one of the {len(choices)} choices or its number, got {key!r}.",
             code='answer-type',
         )
     texts = [_follow(prompt, c) for c in choices]
     wrong = texts[:right] + texts[right + 1 :]
-    found = _counterfactuals(row)
-    negative = row[found[0]]['prompt'] if found else None
-    return dict(positive=prompt, negative=row.get('negative', negative), answer=[texts[right]], wrong=wrong)
+    return dict(positive=prompt, negative=_negative_of(row), answer=[texts[right]], wrong=wrong)
+
+# %% ../../nbs/data/00_readers.ipynb #990daed4
+def _from_label(row, where):
+    "Return a row of MIB with a label as a row of four columns; the wrong answer is the label of the counterfactual."
+    prompt = str(row.get('prompt', ''))
+    nested = _counterfactuals(row)
+    if not nested or _is_missing(row[nested[0]].get('label')):
+        return InputError(f'{where}: no counterfactual with a prompt and a label.', code='missing-column')
+    labels = [_follow(prompt, str(label)) for label in (row['label'], row[nested[0]]['label'])]
+    return dict(positive=prompt, negative=row[nested[0]]['prompt'], answer=labels[:1], wrong=labels[1:])
 
 # %% ../../nbs/data/00_readers.ipynb #ab5e7ed0
-_MARKS = {codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
+# UTF-32 comes before UTF-16, because its mark begins in the same way.
+_MARKS = {codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32'}
+_MARKS |= {codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
 
 
+def _not_text(raw):
+    "Return why the bytes of a file are no text in UTF-8; an empty string if nothing shows."
+    if raw.startswith(b'PK\x03\x04'):
+        return 'is a zip archive, as spreadsheet programs write workbooks'
+    if b'\0' in raw[:100]:
+        return 'has zero bytes between its letters, as UTF-16 without a byte order mark'
+    return ''
+
+# %% ../../nbs/data/00_readers.ipynb #9de4f49a
 def _read_text(path):
     "Return the text of a file without a byte order mark, with a newline at the end of each line."
     raw = path.read_bytes()
-    encoding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), 'utf-8')
+    encoding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), None)
+    fault = '' if encoding else _not_text(raw)
     try:
-        text = raw.decode(encoding)
+        text = raw.decode(encoding or 'utf-8')
     except UnicodeDecodeError as e:
-        raise InputError(f"'{path}' is not UTF-8 (byte {e.start}). Save it as 'CSV UTF-8'.", code='not-utf8') from e
+        fault = fault or f'is not UTF-8 (byte {e.start})'
+    if fault:
+        raise InputError(f"'{path}' {fault}. Save it as 'CSV UTF-8'.", code='not-utf8')
     return text.replace('\r\n', '\n').replace('\r', '\n')
 
 # %% ../../nbs/data/00_readers.ipynb #ca02135e
@@ -234,6 +292,19 @@ def _list_of_rows(value, path):
         )
     return names[0] if names else None
 
+# %% ../../nbs/data/00_readers.ipynb #e4348be4
+def _rows_of_object(value, path):
+    "Return the rows of a JSON object: columns as lists or as pandas writes them, rows by their names, or one row."
+    columns = list(value.values())
+    if columns and all(isinstance(v, list) for v in columns):
+        return _split_columns(value)
+    if columns and all(isinstance(v, dict) for v in columns):
+        if not _find_columns(value):
+            return [(row, f"'{path}' {name!r}") for name, row in value.items()]
+        names = list(dict.fromkeys(name for column in columns for name in column))
+        return [({k: v.get(name) for k, v in value.items()}, f"'{path}' row {name}") for name in names]
+    return [(value, f"'{path}'")]
+
 # %% ../../nbs/data/00_readers.ipynb #ae75cab8
 def _json_rows(text, value, path):
     "Return the rows of a JSON value, and the name of the line of each."
@@ -241,8 +312,7 @@ def _json_rows(text, value, path):
     if isinstance(value, dict):
         name = _list_of_rows(value, path)
         if name is None:
-            is_columns = value and all(isinstance(v, list) for v in value.values())
-            return _split_columns(value) if is_columns else [(value, f"'{path}'")]
+            return _rows_of_object(value, path)
         start = re.search(rf'{re.escape(json.dumps(name, ensure_ascii=False))}\s*:\s*\[', text).end() - 1
         value = value[name]
     if not isinstance(value, list):
@@ -250,6 +320,8 @@ def _json_rows(text, value, path):
             f"'{path}' holds a single {type(value).__name__}. Expected a list of objects.", code='row-type'
         )
     lines = _element_lines(text, start)
+    if len(set(lines)) < len(lines):  # several objects in a line
+        return [(row, f"'{path}' row {i}") for i, row in enumerate(value)]
     return [(row, f"'{path}' line {line}") for row, line in zip(value, lines, strict=True)]
 
 # %% ../../nbs/data/00_readers.ipynb #7f2c2f78
@@ -282,31 +354,61 @@ def _split_header(line, given):
 def _csv_row(cells, names, where):
     "Return one row as a dict, or an `InputError` if it has too many cells."
     if len(cells) > len(names) and any(cells[len(names) :]):
+        if any(re.match(' +"', cell) for cell in cells):
+            advice = 'Delete the space in front of an opening quote.'
+        elif any('\\' in cell for cell in cells):
+            advice = 'Write a quote inside a quoted text as two, "", not with a backslash.'
+        else:
+            advice = 'Put texts that contain the delimiter in double quotes.'
         return InputError(
             f'{where}: {len(cells)} cells, but {len(names)} columns; the first cell too many is '
-            f'{cells[len(names)]!r:.40}. Put texts that contain the delimiter in double quotes.',
+            f'{cells[len(names)]!r:.40}. {advice}',
             code='too-many-cells',
         )
-    return dict(zip(names, cells))
+    return dict(zip(names, cells)) | dict.fromkeys(names[len(cells) :], '')
+
+# %% ../../nbs/data/00_readers.ipynb #54429481
+def _check_quotes(record, delimiter, where):
+    "Raise `InputError` if the last record of a file opens a quote that nothing closes."
+    try:
+        list(csv.reader([record], delimiter=delimiter, strict=True))
+    except csv.Error as e:
+        if 'unexpected end' in str(e):
+            raise InputError(
+                f'{where}: a double quote opens a text here, and nothing closes it before the file ends. '
+                'Delete the quote, or close it.',
+                code='open-quote',
+            ) from e
 
 # %% ../../nbs/data/00_readers.ipynb #c1354863
+def _csv_rows(lines, delimiter, names, path, first):
+    "Return the rows under the header, which is line `first`, with the name of the line of each."
+    kept = list(lines)
+    reader = csv.reader(kept, delimiter=delimiter)
+    rows = []
+    begin = 0  # the line of a row, counted from the line under the header
+    for cells in reader:
+        where = f"'{path}' line {first + 1 + begin}"
+        if reader.line_num == len(kept):
+            _check_quotes(''.join(kept[begin:]), delimiter, where)
+        if any(cells):
+            rows.append((_csv_row(cells, names, where), where))
+        begin = reader.line_num
+    return rows
+
+# %% ../../nbs/data/00_readers.ipynb #94dc9c18
 def _read_csv(path, given=None):
     "Return the rows of a CSV file with the name of the line of each, and a remark on the delimiter."
     text = _read_text(path)
-    excel = re.match(r'sep=.\n', text)
+    if path.suffix.lower() == '.txt' and text.lstrip()[:1] in ('{', '['):
+        return _read_json(path, given)
+    excel = re.match(r'"?sep=."?\n', text)
     lines = io.StringIO(text[excel.end() :] if excel else text, newline='')
     delimiter, names = _split_header(next(lines, '').rstrip('\n'), given)
     first = 2 if excel else 1
     _check_columns(_find_columns(names, given), names, path, first)
     _check_once(names, path, first)
-    reader = csv.reader(lines, delimiter=delimiter)
-    rows = []
-    line = first + 1
-    for cells in reader:
-        if any(cells):
-            where = f"'{path}' line {line}"
-            rows.append((_csv_row(cells, names, where), where))
-        line = first + 1 + reader.line_num
+    rows = _csv_rows(lines, delimiter, names, path, first)
     return rows, '' if delimiter == ',' else f'cells separated by {_DELIMITERS[delimiter]}'
 
 # %% ../../nbs/data/00_readers.ipynb #626cd405
@@ -318,7 +420,7 @@ def _check_columns(columns, names, path, line=None):
     place = f'line {line}: the first line must name the columns' if line else 'columns are missing'
     raise InputError(
         f"'{path}' {place}. Expected {_EXPECTED}, got {got}. Names of other tools are known too "
-        "(clean, corrupted, ...); for any other name use `columns={'positive': 'your name'}`.",
+        "(clean, corrupted, ...). Rename the columns, or in Python name yours: columns={'positive': 'your name'}.",
         code='missing-column',
     )
 
@@ -392,6 +494,8 @@ def _read_file(path, given):
         return rows, ''
     if not path.is_file():
         raise InputError(f"there is no file '{path}'.", code='no-file')
+    if path.suffix.lower() in ('.xlsx', '.xlsm', '.xls', '.ods', '.numbers'):
+        raise InputError(f"'{path}' is a workbook. Save the sheet as 'CSV UTF-8'.", code='unknown-name')
     return _READERS[one_of(path.suffix.lower(), _READERS, 'kind of task file')](path, given)
 
 # %% ../../nbs/data/00_readers.ipynb #aa394d3e
@@ -438,9 +542,12 @@ class Table(NamedTuple):
     note: str  # Assumptions about delimiter and names of columns; '' if there are none
 
 
-def _note(columns, remark):
+def _note(columns, remark, names=()):
     "Return the assumptions about a table in one line."
     renamed = []
+    unused = [str(name) for name in names if name and name not in columns.values()]
+    if unused and 'answer' not in columns:
+        renamed.append(f'no column of answers, and not read: {", ".join(unused[:8])}')
     for field, column in columns.items():
         ids = ' (token ids)' if _plain_name(column) in TOKEN_COLUMNS.get(field, ()) else ''
         if _plain_name(column) != field:
@@ -487,16 +594,26 @@ def _without_empty(rows):
     "Return the rows that have a value in some column."
     return [(row, where) for row, where in rows if not isinstance(row, dict) or not all(map(_is_missing, row.values()))]
 
+# %% ../../nbs/data/00_readers.ipynb #b9dd9db4
+def _mib_form(row):
+    "Return the columns with the answers of a row of MIB, and the function that reads it; None for another row."
+    if isinstance(row, dict) and {'choices', 'answerKey'} <= set(row):
+        return 'choices, answerKey', _from_choices
+    if isinstance(row, dict) and {'prompt', 'label'} <= set(row) and _counterfactuals(row):
+        return 'label', _from_label
+    return None
 
-def _use_choices(rows):
+
+def _use_mib(rows):
     "Return rows of MIB as rows of four columns, and which counterfactual is the negative."
-    mib = [isinstance(row, dict) and 'choices' in row and 'answerKey' in row for row, _ in rows]
-    if not rows or not all(mib):
+    forms = {_mib_form(row) for row, _ in rows}
+    if len(forms) != 1 or None in forms:
         return rows, ''
+    answers, read = forms.pop()
     found = _counterfactuals(rows[0][0])
     others = f', not {", ".join(found[1:])}' if found[1:] else ''
     said = f'{found[0]} → negative{others}; ' if found else ''
-    return [(_from_choices(row, where), where) for row, where in rows], said + 'choices, answerKey → answer, wrong'
+    return [(read(row, where), where) for row, where in rows], f'{said}{answers} → answer, wrong'
 
 # %% ../../nbs/data/00_readers.ipynb #600eef38
 def read_table(
@@ -516,15 +633,15 @@ def read_table(
     if is_path and not rows:
         raise InputError(f"'{data}' holds no pairs. Expected a row for each pair of prompts.", code='no-rows')
     if not columns:
-        rows, choices = _use_choices(rows)
-        remark = remark or choices
+        rows, mib = _use_mib(rows)
+        remark = remark or mib
     names = list(dict.fromkeys(name for row, _ in rows if isinstance(row, dict) for name in row))
     found = _find_columns(names, columns)
     if names or not rows:
         _check_columns(found, names, data if is_path else 'your table')
     found = found or {field: field for field in COLUMNS}
     examples = _read_rows(rows, found)
-    return Table(examples, [where for _, where in rows], _note(found, remark))
+    return Table(examples, [where for _, where in rows], _note(found, remark, names))
 
 # %% ../../nbs/data/00_readers.ipynb #4a3826da
 def read_examples(

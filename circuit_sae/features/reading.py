@@ -29,9 +29,10 @@ from circuit_sae.core import (
 )
 from ..data.batches import BoundTask, bind_task, pair_batches
 from ..data.tasks import Encoder, Task
-from .dictionary import Dictionary, check_dictionary, load_dictionary, on_device
+from .dictionary import Dictionary, check_dictionary, load_dictionary
+from .feature_flow import feature_edges
 from .patching import FeatureEffects, check_features, feature_passes, patch_features
-from .sites import Site, edited, read_sites, resolve_site
+from .sites import Site, read_sites, resolve_site
 from circuit_sae.features.token_acts import (
     Documents,
     TokenActs,
@@ -42,10 +43,9 @@ from circuit_sae.features.token_acts import (
 )
 from .training import train_dictionary
 from ..models.behaviour import judge
-from ..models.forward import forward, input_device, last_logits, max_positions
-from ..models.load import load_model, model_identity, model_lock
+from ..models.forward import input_device, max_positions
+from ..models.load import load_model, model_identity
 from ..models.writes import layer_heads, norm_gain, write_matrix
-from ..score.attribution import no_weight_gradients
 from ..score.flow_rules import measure_norm
 
 # %% ../../nbs/features/07_reading.ipynb #ef1176da
@@ -199,40 +199,16 @@ def head_shares(
     return {f'L{site.layer}H{h}': shares[h] for h in np.argsort(-np.array(shares), kind='stable')}
 
 # %% ../../nbs/features/07_reading.ipynb #1985d750
-def _preactivation(dictionary, feature, x):
-    "Return the coefficient of one feature before the activation function."
-    if hasattr(dictionary, 'encoder'):
-        return (x - dictionary.b_dec) @ dictionary.encoder[:, feature] + dictionary.b_enc[feature]
-    return (x - dictionary.mean) @ dictionary.analysis[:, feature]
+def _fed_by(bound, dictionary, features, upstream, n):
+    "Return for each feature the upstream features that feed it, [(site, number, fraction of the change)], `n` each."
+    ups = list(upstream) if isinstance(upstream, (list, tuple)) else [upstream]
+    edges = [feature_edges(bound, None, up, dictionary, receivers=features, method='middle') for up in ups]
+    return {f: sorted((row for e in edges for row in e.into(f, n)), key=_size, reverse=True)[:n] for f in features}
 
 
-def _feature_run(model, ids, down, feature, up, shift):
-    "Return a feature's coefficient before the activation function, [pair, position], with `shift` added at a site."
-    kept = {}
-
-    def keep(x):
-        kept['x'] = x
-        return x
-
-    with edited(model, {up: lambda x: x + shift, down.site: keep}):
-        last_logits(forward(model, ids))
-    return _preactivation(down, feature, kept['x'].float())
-
-# %% ../../nbs/features/07_reading.ipynb #cc22e6bf
-def _upstream_batch(model, batch, down, feature, up):
-    "Return the attribution of a feature's change to the features of one upstream dictionary, and the change."
-    x = [read_sites(model, ids, [up.site, down.site]) for ids in (batch.positives, batch.negatives)]
-    both = [down.encode(part[down.site])[..., feature] for part in x]
-    both[1] = batch.at_partners(both[1])
-    change = up.encode(x[0][up.site]) - batch.at_partners(up.encode(x[1][up.site]))
-    active = ((both[0] != 0) | (both[1] != 0)).float()
-    zeros = torch.zeros_like(x[0][up.site], requires_grad=True)
-    half = (change @ up.directions / 2).detach()
-    with model_lock(model), no_weight_gradients(model), torch.enable_grad():
-        y = _feature_run(model, batch.positives, down, feature, up.site, zeros - half)
-        slope = torch.autograd.grad((y * active).sum(), zeros)[0]
-    found = (change * (slope @ up.directions.T)).sum((0, 1))
-    return found.detach(), float((both[0] - both[1]).sum())
+def _size(row):
+    "Return the size of the number at the end of a row."
+    return abs(row[-1])
 
 # %% ../../nbs/features/07_reading.ipynb #cd821b2f
 def upstream_features(
@@ -242,37 +218,15 @@ def upstream_features(
     feature: int = 0,  # The feature to explain
     upstream=None,  # A dictionary, or a list of dictionaries, of earlier sites
     n: int = 10,  # How many features to return
-    batch_size: int = 24,  # Pairs in a forward pass
 ) -> list:  # [(site, number of the feature, fraction of the change)], largest size first
     """Return the upstream features that the activation of a feature comes from.
 
-    1. Encode both sites on positive and negative; Δc is the change of the upstream activations.
-    2. Run the positive with half of the upstream change removed; g is the gradient of the downstream coefficient there.
-    3. Attribution of upstream feature j: sum over positions and pairs of Δc_j * f_j·g, divided by the change of the
-       downstream coefficient.
+    1. Compute `feature_edges` with `method='middle'` from every upstream feature to this one.
+    2. Divide by the change of this feature's coefficient between positives and negatives.
 
     Raises `InputError` if a site is not earlier than that of the feature.
     """
-    bound = bind_task(model, task)
-    down = check_dictionary(dictionary, bound.model)
-    check_features([feature], dictionary.width)
-    ups = list(upstream) if isinstance(upstream, (list, tuple)) else [upstream]
-    for up in ups:
-        if check_dictionary(up, bound.model).layer >= down.layer:
-            raise InputError(f'expected sites before {down}; got {up.site}. Use an earlier layer.', code='site-order')
-    dictionary, *ups = (on_device(d, input_device(bound.model)) for d in (dictionary, *ups))
-    found, change = [0.0] * len(ups), 0.0
-    for batch in pair_batches(bound, batch_size, pad=False):
-        parts = [_upstream_batch(bound.model, batch, dictionary, feature, up) for up in ups]
-        found = [total + part[0].cpu() for total, part in zip(found, parts)]
-        change += parts[0][1]
-    rows = [(str(up.site), j, v / (change or 1.0)) for up, part in zip(ups, found) for j, v in enumerate(part.tolist())]
-    return sorted(rows, key=_size, reverse=True)[:n]
-
-# %% ../../nbs/features/07_reading.ipynb #16321913
-def _size(row):
-    "Return the size of the number at the end of a row."
-    return abs(row[-1])
+    return _fed_by(bind_task(model, task), dictionary, [feature], upstream, n)[feature]
 
 # %% ../../nbs/features/07_reading.ipynb #457eed2a
 @dataclass
@@ -533,6 +487,7 @@ def read_features(
     text=None,  # `TokenActs` of the site, `Documents` or texts
     task=None,  # A `Task` or `BoundTask`, for examples from its prompts, positions, and the scale of the logits
     effects: FeatureEffects = None,  # What `patch_features` or `attribute_features` returned
+    upstream=(),  # Dictionaries of earlier sites whose features may feed these ones; needs a task
     n: int = 10,  # Features to read by default
     n_examples: int = 5,  # Examples from the text
     n_prompts: int = 4,  # Examples from the prompts
@@ -545,8 +500,9 @@ def read_features(
     3. Take each direction through the write path, the final norm's gain and mean scale, and the unembedding.
     """
     site = check_dictionary(dictionary, model)
-    if text is None and task is None:
-        raise InputError('expected a text or a task to read the features on, got neither.', code='no-text')
+    if task is None and (text is None or upstream):
+        for_upstream = ' Upstream features need a task.' if upstream else ''
+        raise InputError(f'expected a text or a task to read the features on.{for_upstream}', code='no-text')
     sources = [_acts_of(model, dictionary, x) for x in (text, task)]
     if features is None:
         features = _default_features(effects, next(a for a in sources if a is not None), dictionary, n)
@@ -560,9 +516,18 @@ def read_features(
         settings = (logits[i], Encoder(model), n_examples, n_prompts, window)
         cards.append(_read_card(model, dictionary, feature, parts, *settings))
     _add_effects(cards, effects)
+    _add_upstream(cards, model, task, dictionary, upstream)
     return FeatureCards(cards, f'{len(cards)} features of {dictionary.site} in {dictionary.model_name}')
 
 # %% ../../nbs/features/07_reading.ipynb #2ca34d00
+def _add_upstream(cards, model, task, dictionary, upstream, n=10):
+    "Write the features of earlier sites that feed each feature onto its card."
+    if upstream:
+        fed = _fed_by(_bound(model, task), dictionary, [card.feature for card in cards], upstream, n)
+        for card in cards:
+            card.upstream = fed[card.feature]
+
+
 def _add_effects(cards, effects):
     "Write the effects of the features that were measured onto their cards."
     if effects is None:
@@ -635,6 +600,7 @@ def switch_off(
 ) -> SwitchedOff:  # Raises `InputError` for a feature that does not exist
     "Measure the prediction with the first 0, 1, 2, … features switched off together, and with all features."
     bound = bind_task(model, task)
+    check_dictionary(dictionary, bound.model)
     features = check_features(features, dictionary.width).tolist()
     masks = _step_masks(features, dictionary.width)
     metric = np.zeros((len(masks), bound.n))
@@ -682,6 +648,7 @@ def next_tokens(
 ) -> list:  # [(prompt, [(token, probability)])]; raises `InputError` for a feature that does not exist
     "Return the most likely next tokens on some prompts with any set of features switched off."
     bound = bind_task(model, task)
+    check_dictionary(dictionary, bound.model)
     mask = torch.zeros(1, dictionary.width, dtype=torch.bool)
     if len(features):
         mask[0, check_features(features, dictionary.width)] = True
@@ -810,7 +777,7 @@ def _join(a, b):
     return Documents([*a.ids, *b.ids], f'{a.name} and {b.name}', groups, a.made_from | b.made_from)
 
 # %% ../../nbs/features/07_reading.ipynb #1cdefe25
-def _settings(found, head, text, width, k, steps, seed, n):
+def _settings(found, head, text, width, k, steps, seed, n, upstream):
     "Return what names the features of a head in the cache."
     made_from = found.acts.made_from
     if isinstance(text, Documents):
@@ -818,10 +785,23 @@ def _settings(found, head, text, width, k, steps, seed, n):
     else:
         named = None if text is None else fingerprint([text] if isinstance(text, str) else list(text))
     settings = dict(head=str(parse_head(head)), text=named, width=width, k=k, steps=steps, seed=seed, n=n)
+    settings |= dict(upstream=upstream) if upstream else {}
     names = dict(model=made_from['model'], pairs=made_from['pairs'], version=versions()['circuit_sae'])
     return dict(task=found.task.name) | names | settings
 
 # %% ../../nbs/features/07_reading.ipynb #9aa90051
+def _check_heads(found, head, upstream):
+    "Return the names of the upstream heads; raise `InputError` for a head that does not exist or is not earlier."
+    found.nodes.index(head)
+    upstream = [parse_head(h) for h in upstream]
+    for other in upstream:
+        found.nodes.index(other)
+        if other.layer >= parse_head(head).layer:
+            text = f'expected heads of layers before {parse_head(head)} for `upstream`; got {other}.'
+            raise InputError(text, code='site-order')
+    return list(map(str, upstream))
+
+
 def _model_of(found, model):
     "Return the model, loaded by its name if it was not given; raise `InputError` if it is another one."
     own = found.acts.made_from['model']
@@ -835,8 +815,8 @@ def _model_of(found, model):
     return model
 
 # %% ../../nbs/features/07_reading.ipynb #58abb5fe
-def _compute_features(bound, site, text, settings):
-    "Train, patch and read the features of one head."
+def _compute_features(bound, site, text, settings, upstream):
+    "Train, patch and read the features of one head; `upstream`: dictionaries of earlier heads."
     model = bound.model
     prompts = task_documents(bound)
     documents = default_text(model) if text is None else text
@@ -848,7 +828,7 @@ def _compute_features(bound, site, text, settings):
     effects = patch_features(bound, None, dictionary)
     n = sum(max(len(row) - acts.skip, 0) for row in documents.ids)
     on_text = TokenActs(site, acts.x[:n], documents, acts.model, acts.skip)
-    cards = read_features(model, dictionary, text=on_text, task=bound, effects=effects, n=s['n'])
+    cards = read_features(model, dictionary, text=on_text, task=bound, effects=effects, upstream=upstream, n=s['n'])
     off = switch_off(bound, None, dictionary, [c.feature for c in cards])
     cards.title = f"{len(cards)} strongest features of {s['head']} on '{bound.name}'"
     return HeadFeatures(s['head'], dictionary, effects, cards, off, settings)
@@ -864,6 +844,7 @@ def head_features(
     steps: int = 800,  # Training steps
     seed: int = 0,  # Seed of the training
     n: int = 10,  # Features to read
+    upstream=(),  # Heads of earlier layers whose features may feed these ones; each gets features of its own
     folder=None,  # Where the result is kept; default: in `cache_dir()`
 ) -> HeadFeatures:  # Raises `InputError` if the model has no such head, or is another one
     """Return what a head of a found circuit says: train a dictionary, patch its features, read them. Cached.
@@ -871,11 +852,13 @@ def head_features(
     1. Read the head's `z` at every token of a text and of the prompts; train a TopK dictionary.
     2. Patch the 64 features of largest attribution, one at a time, on the prompts.
     3. Read the `n` features of largest effect, and switch them off one after the other.
+    4. On request (`upstream`), do the same for earlier heads and list which of their features feed these ones.
     """
     from filelock import FileLock
 
-    found.nodes.index(head)
-    settings = _settings(found, head, text, width, k, steps, seed, n)
+    upstream = _check_heads(found, head, upstream)
+    settings = _settings(found, head, text, width, k, steps, seed, n, upstream)
+    given = folder is not None
     folder = Path(folder or cache_dir() / 'features' / f'{settings["head"]}-{fingerprint(settings)[:12]}')
     lock = check_writable(folder.parent) / f'{folder.name}.lock'
     with FileLock(lock):
@@ -884,6 +867,8 @@ def head_features(
         model = _model_of(found, model)
         bound = bind_task(model, found.task)
         site = resolve_site(model, Site('z', *parse_head(head)))
-        result = _compute_features(bound, site, text, settings)
+        same = dict(model=model, text=text, width=width, k=k, steps=steps, seed=seed, n=n)
+        earlier = [head_features(found, h, folder=folder.parent / h if given else None, **same) for h in upstream]
+        result = _compute_features(bound, site, text, settings, [e.dictionary for e in earlier])
         result.save(folder)
     return result

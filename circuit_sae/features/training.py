@@ -22,6 +22,7 @@ from circuit_sae.features.dictionary import (
     SPARSE_KINDS,
     Dictionary,
     SparseDictionary,
+    check_activations,
     check_dictionary,
     keep_largest,
     on_device,
@@ -379,16 +380,6 @@ def _scale(x, n=20_000):
     "Return the factor after which the mean square of an entry is 1."
     return float(1 / x[:n].double().pow(2).mean().sqrt().clamp_min(1e-12))
 
-
-def _check_finite(x, chunk=65_536):
-    "Raise `InputError` if activations hold NaN or infinity."
-    for number, part in enumerate(x.split(chunk)):
-        bad = ~torch.isfinite(part).all(1)
-        if bad.any():
-            row = number * chunk + int(bad.nonzero()[0])
-            text = f'token {row} of the activations holds NaN or infinity. Read them again in float32.'
-            raise InputError(text, code='not-finite')
-
 # %% ../../nbs/features/03_training.ipynb #65e279c4
 def train_dictionary(
     acts,  # `TokenActs`, or a float tensor [token, d_in]
@@ -418,7 +409,7 @@ def train_dictionary(
     3. Move the scale into the weights. 'batchtopk' gets the threshold with `k` active features at a token.
     """
     x = acts.x if isinstance(acts, TokenActs) else torch.as_tensor(acts)
-    _check_finite(x)
+    check_activations(x)
     given = dict(kind=kind, width=width, k=k, l1=l1, l0=l0, lr=lr, steps=steps, batch=batch, seed=seed, aux=aux)
     settings = _settings(x, given | dict(dead_after=dead_after), normalise)
     training = _Training(acts, x, settings, device or ('cuda' if torch.cuda.is_available() else 'cpu'))

@@ -93,23 +93,31 @@ def _check_pointer(path):
             code='git-lfs-pointer',
         )
 
-# %% ../../nbs/models/00_folders.ipynb #63441e76
-def _check_safetensors(path):
-    "Raise `InputError` unless a safetensors file is as long as its header says."
+# %% ../../nbs/models/00_folders.ipynb #1dcaa4ed
+def _read_header(path):
+    "Return the header of a safetensors file and the number of its bytes; raise `InputError` unless it is one."
     size = path.stat().st_size
-    again = 'Download it again.'
     with open(path, 'rb') as f:
         n = int.from_bytes(f.read(8), 'little')
         if size < 8 or n > size - 8:
-            raise _damaged(path, f'it has {size:,} bytes and ends inside its header', again)
+            raise _damaged(path, f'it has {size:,} bytes and ends inside its header', 'Download it again.')
         try:
-            header = json.loads(f.read(n))
-            ends = [entry['data_offsets'][1] for name, entry in header.items() if name != '__metadata__']
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise _damaged(path, 'its header is not that of a safetensors file', again) from e
-    expected = 8 + n + max(ends, default=0)
+            header = {name: entry for name, entry in json.loads(f.read(n)).items() if name != '__metadata__'}
+            if all('data_offsets' in entry for entry in header.values()):
+                return header, 8 + n
+        except (ValueError, TypeError, AttributeError):
+            pass
+    raise _damaged(path, 'its header is not that of a safetensors file', 'Download it again.')
+
+# %% ../../nbs/models/00_folders.ipynb #63441e76
+def _check_safetensors(path):
+    "Raise `InputError` unless a safetensors file is as long as its header says."
+    header, begin = _read_header(path)
+    size = path.stat().st_size
+    expected = begin + max((entry['data_offsets'][1] for entry in header.values()), default=0)
     if size < expected:
-        raise _damaged(path, f'it has {size:,} bytes, its header says {expected:,}; it was cut short', again)
+        problem = f'it has {size:,} bytes, its header says {expected:,}; it was cut short'
+        raise _damaged(path, problem, 'Download it again.')
 
 # %% ../../nbs/models/00_folders.ipynb #7fbb6bb0
 def check_weights_file(
@@ -147,17 +155,39 @@ def _no_weights(folder):
     )
 
 # %% ../../nbs/models/00_folders.ipynb #76092ffa
-def _check_weights(folder):
-    "Raise `InputError` unless the weights of a folder are there and whole."
+def _weight_files(folder):
+    "Return the files of weights in a folder, as its index names them; raise `InputError` if there are none."
     name = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
     if name is None:
         raise _no_weights(folder)
     if not name.endswith('.json'):
-        return check_weights_file(folder / name)
+        return [folder / name]
     _check_pointer(folder / name)
-    index = load_json(folder / name)
-    for part in sorted(set(index.get('weight_map', {}).values())):
-        check_weights_file(folder / part)
+    return [folder / part for part in sorted(set(load_json(folder / name).get('weight_map', {}).values()))]
+
+
+def _check_weights(folder):
+    "Raise `InputError` unless the weights of a folder are there and whole."
+    for path in _weight_files(folder):
+        check_weights_file(path)
+
+# %% ../../nbs/models/00_folders.ipynb #433e9d22
+_PACKED = ['I8', 'U8', 'I16', 'I32', 'F8_E4M3', 'F8_E5M2']
+
+
+def _check_plain(folder):
+    "Raise `InputError` if weights are packed numbers, which mean nothing without a configuration that unpacks them."
+    for path in _weight_files(folder):
+        if path.suffix == '.safetensors':
+            header, _ = _read_header(path)
+            packed = [n for n, entry in header.items() if n.endswith('weight') and entry.get('dtype') in _PACKED]
+            if packed:
+                raise InputError(
+                    f"the weights in '{path}' are packed ({packed[0]} is {header[packed[0]]['dtype']}), and "
+                    'config.json has no quantization_config that says how to unpack them. Use the configuration that '
+                    'belongs to the weights, or weights that are not packed.',
+                    code='packed-weights',
+                )
 
 # %% ../../nbs/models/00_folders.ipynb #5e0a1da7
 _TOKENIZERS = ['tokenizer.json', 'tokenizer.model', 'vocab.json', 'vocab.txt', 'spiece.model', 'tekken.json']
@@ -302,8 +332,13 @@ def check_folder(
             code='no-such-model',
         )
     _check_pointer(path)
-    check_config(load_json(path), folder)
+    config = load_json(path)
+    if not isinstance(config, dict):
+        raise _damaged(path, 'it is no JSON object', 'Download it again.')
+    check_config(config, folder)
     _check_weights(folder)
+    if not config.get('quantization_config'):
+        _check_plain(folder)
     _check_tokenizer(folder)
 
 # %% ../../nbs/models/00_folders.ipynb #cf25a3bb

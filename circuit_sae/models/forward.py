@@ -352,6 +352,8 @@ def keys_values(
 ):  # [(keys, values)], each [batch, n_key_value_heads, position, d_head], one pair a layer; or None
     "Return the cached keys and values, or None if the model does not keep them for every position."
     layers = getattr(getattr(out, 'past_key_values', None), 'layers', [])
+    if any(hasattr(layer, 'recurrent_states') for layer in layers):  # a state-space model beside attention
+        return None
     cached = [(getattr(layer, 'keys', None), getattr(layer, 'values', None)) for layer in layers]
     if len(cached) != n_layers:
         return None

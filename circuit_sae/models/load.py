@@ -9,6 +9,7 @@ __all__ = ['MODELS', 'KnownModel', 'auto_dtype', 'quietly', 'check_report', 'mod
 # %% ../../nbs/models/03_load.ipynb #76343bb1
 import contextlib
 import importlib.util
+import json
 import logging
 import re
 import socket
@@ -22,7 +23,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import torch
-from ..core import InputError, fingerprint, one_of
+from ..core import InputError, fingerprint, load_json, one_of
 from ..data.prompts import tiny_tokenizer
 from .adapters import merge_adapter
 from .folders import adapter_base, check_config, check_name, has_tokenizer, similar_folders
@@ -157,20 +158,39 @@ def _make_legacy(model, name):
     model.enable_compatibility_mode(disable_warnings=True)
 
 # %% ../../nbs/models/03_load.ipynb #ce2eb959
+_UNKNOWN = {
+    'Could not determine supported architecture': 'TransformerLens',
+    'does not recognize this architecture': 'this version of transformers',
+    'Unrecognized configuration class': 'this version of transformers',
+}
+
+# %% ../../nbs/models/03_load.ipynb #035b1032
+def _format_error(where, error, first):
+    "Return the `InputError` for a model whose architecture or format is not supported."
+    library = next((library for text, library in _UNKNOWN.items() if text in first), None)
+    if library:
+        problem = f'{library} does not know its architecture'
+    else:
+        problem = f'transformers or TransformerLens does not support it ({type(error).__name__}: {first})'
+    return InputError(
+        f"cannot use the model '{where}': {problem}. Use a model of another architecture or format.",
+        code='unsupported-model',
+    )
+
+# %% ../../nbs/models/03_load.ipynb #eb70d6f1
 def _load_error(where, device_map, error):
     "Return the `InputError` for a model that cannot be loaded."
     first = (str(error).splitlines() or [type(error).__name__])[0]
     if device_map is not None and isinstance(error, ValueError):
         return InputError(f"cannot load '{where}' with this device_map: {error}", code='device-map')
-    if not isinstance(error, (OSError, ValueError)):
-        return InputError(
-            f"cannot use the model '{where}': transformers or TransformerLens does not support it "
-            f'({type(error).__name__}: {first}). Use a model of another architecture or format.',
-            code='unsupported-model',
-        )
-    what = 'read a model from the folder' if Path(where).is_dir() else 'load the model from the hub'
+    if not isinstance(error, (OSError, ValueError)) or any(text in first for text in _UNKNOWN):
+        return _format_error(where, error, first)
+    if Path(where).is_dir():
+        for path in sorted(Path(where).glob('*.json')) if isinstance(error, json.JSONDecodeError) else ():
+            load_json(path)  # raises the error that names the file
+        return InputError(f"cannot read a model from the folder '{where}': {first}", code='no-such-model')
     return InputError(
-        f"cannot {what} '{where}': {first} Without a network, use 'smollm2-135m' (it comes from "
+        f"cannot load the model from the hub '{where}': {first} Without a network, use 'smollm2-135m' (it comes from "
         "a package registry), or copy the model's folder to this machine and pass its path.",
         code='no-such-model',
     )
@@ -213,8 +233,12 @@ def _advice(missing, unexpected):
         return f"The names in the files begin with '{prefix}': save the model inside the compiled or wrapped one."
     if missing == {'lm_head.weight'} and not unexpected:
         return 'If the head is tied to the embedding, set "tie_word_embeddings" to true in config.json.'
-    layers = {name for name in unexpected if re.search(r'\.\d+\.', name)}
-    if layers and not missing:
+    if any('lora_' in name for name in unexpected):
+        return (
+            'The files hold an adapter that is not merged. Merge it with peft (`merge_and_unload`) and save the result.'
+        )
+    layers = {int(number) for name in unexpected for number in re.findall(r'\.(\d+)\.', name)[:1]}
+    if layers and min(layers) > 0 and not missing:
         return 'The files have more layers than config.json says. Use the configuration that belongs to the weights.'
     return 'Download the model again, or use the configuration that belongs to the weights.'
 
@@ -303,7 +327,9 @@ class _Loader:
 
         _dense(kwargs.get('config'))
         with _without_adapter(name, self.adapter) as folder:
-            model, info = self.auto_class.from_pretrained(folder, output_loading_info=True, **kwargs)
+            model, info = self.auto_class.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         check_report(info, self.where)
         model = _unpack(model, self.where)
         if self.adapter:
@@ -450,7 +476,7 @@ def load_model(
     except InputError as e:
         if adapter is None or adapter == where:
             raise
-        raise InputError(f"'{name}' is an adapter; its base model cannot be loaded: {e}", code=e.code) from e
+        raise InputError(f"'{name}' is an adapter that cannot be used: {e}", code=e.code) from e
     if legacy is None:
         legacy = name in MODELS and MODELS[name].legacy
     if legacy:

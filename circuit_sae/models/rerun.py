@@ -153,6 +153,17 @@ class Midway:
 
 # %% ../../nbs/models/06_rerun.ipynb #8786d985
 @patch
+def behind_of(
+    self: Midway,
+    rows,  # The prompt of each row, an index
+):  # int [row], on the CPU; None if no prompt is padded
+    "Return the number of padding positions behind the end of each row."
+    if self.behind is None:
+        return None
+    return self.behind[rows.cpu() if torch.is_tensor(rows) else rows]
+
+
+@patch
 def clip(
     self: Midway,
     start: int,  # The first position that changes
@@ -161,7 +172,8 @@ def clip(
     "Return the first position that a rerun computes; `edit` gets the positions from there on."
     if not self.kv:
         return 0
-    most = 0 if self.behind is None else int(self.behind[rows].max())
+    behind = self.behind_of(rows)
+    most = 0 if behind is None else int(behind.max())
     return min(start, self.ids.shape[1] - 1 - most)
 
 # %% ../../nbs/models/06_rerun.ipynb #04de7f84
@@ -185,7 +197,7 @@ def continue_from(
     model = self.model
     cache = dict(past_key_values=first_positions(self.kv, rows, start), start=start) if start else {}
     only = (first, last) if self.shortcuts.skip else (0, len(model.blocks))
-    behind = None if self.behind is None else self.behind[rows]
+    behind = self.behind_of(rows)
     x = x[:, start:].contiguous()
     with (
         hooked(model, hooks),
@@ -260,7 +272,8 @@ def _slices(layers, n_layers):
 def _run_joined(mid, layers, rows, edit, start):
     "Return the logits of rows that join at different layers, from one forward pass."
     model = mid.model
-    behind = None if mid.behind is None else mid.behind[rows.to(mid.behind.device)]
+    behind = mid.behind_of(rows)
+    rows = rows.to(mid.ids.device)
     span = slice(start, mid.ids.shape[1] - (0 if behind is None else int(behind.min())))
     slices, ends = _slices(layers, len(mid.resid))
     hooks = [
@@ -296,7 +309,7 @@ def rerun_rows(
 
     The pass ends with the longest prompt of these rows, if shorter than the others.
     """
-    rows = torch.as_tensor(rows, device=self.ids.device)
+    rows = torch.as_tensor(rows, device='cpu')
     if self.shortcuts.join and not self.scored:  # to score an answer, a row needs its own tokens
         return _run_joined(self, layers, rows, edit, self.clip(start, rows))
     parts = []

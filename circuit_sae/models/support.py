@@ -6,6 +6,7 @@
 __all__ = ['FIT_STAGES', 'check_is_model', 'is_mixture', 'mlp_activation', 'rotary_table', 'unfit_for', 'check_model']
 
 # %% ../../nbs/models/08_support.ipynb #2820072b
+import re
 import weakref
 
 import torch
@@ -52,7 +53,7 @@ def _general_problems(model):
     if not hasattr(model, 'blocks'):
         return ['it has no single stack of layers (an encoder and a decoder, for example)']
     if not attention_layers(model):
-        return ['no layer has attention, so it has no heads']
+        return ['TransformerLens finds attention in no layer, so there are no heads']
     ids = torch.arange(1, 7).repeat(2, 1) % model.cfg.d_vocab
     ids[1, -1] += 1
     zs, patterns = _look(model, ids)
@@ -183,6 +184,15 @@ def _unknown_attention(model, layer):
     }
     return next((what for what, yes in has.items() if yes), None)
 
+# %% ../../nbs/models/08_support.ipynb #4614bcbc
+_KNOWN_PARTS = re.compile('hook_|ln[12]|attn$|mlp$|_original_component$')
+
+
+def _unknown_part(block):
+    "Return a part of a block that reads and writes beside attention, MLP and norms, or None."
+    names = [name for name, _ in block.named_children() if not _KNOWN_PARTS.match(name)]
+    return f"a part '{names[0]}' beside attention and MLP" if names else None
+
 # %% ../../nbs/models/08_support.ipynb #2230b046
 def _unknown_to_flow(model, layer):
     "Return what a layer has that the flow has no rule for, or None."
@@ -191,7 +201,9 @@ def _unknown_to_flow(model, layer):
         return 'no attention'
     if own != head_shape(model)[1:]:
         return 'heads of another size'
-    return _unknown_mlp(model.blocks[layer]) or _missing_hook(model, layer) or _unknown_attention(model, layer)
+    block = model.blocks[layer]
+    unknown = _unknown_part(block) or _unknown_mlp(block)
+    return unknown or _missing_hook(model, layer) or _unknown_attention(model, layer)
 
 # %% ../../nbs/models/08_support.ipynb #ccee33c7
 def _flow_problems(model):

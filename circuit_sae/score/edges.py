@@ -28,18 +28,19 @@ _ATTENTION = {name: f'attn.hook_{name}' for name in ('q', 'k', 'v', 'z')}
 _SITES = dict(resid='hook_resid_pre', **_ATTENTION)
 
 
-def _graph_hooks(model, kept, embed):
-    "Return hooks that keep the sites of every layer with their graph, which starts at the embeddings."
+def _graph_hooks(layers, kept, embed):
+    "Return hooks that keep the sites of these layers with their graph, which starts before the first of them."
 
     def keep(x, hook, key):
         kept[key] = x + 0  # what is returned is what the model goes on with
         return kept[key]
 
     def start(x, hook):
-        return embed(x).detach().requires_grad_()
+        return x.detach().requires_grad_()
 
-    hooks = [('embed.hook_out', start)]
-    for layer in range(model.cfg.n_layers):
+    hooks = [] if embed is None else [('embed.hook_out', embed)]
+    hooks.append((f'blocks.{layers[0]}.hook_resid_pre', start))
+    for layer in layers:
         hooks += [(f'blocks.{layer}.{name}', partial(keep, key=(layer, site))) for site, name in _SITES.items()]
     return hooks
 
@@ -63,16 +64,16 @@ def _layer_inputs(sites, at_z, n_heads, wanted):
     return torch.stack(out).unflatten(0, (len(wanted), len(inputs)))
 
 # %% ../../nbs/score/09_edges.ipynb #01c5c4dc
-def _run_backward(model, batch, measure, embed, z):
-    "Run the positives and go backward from the metric; return the sites of every layer and the gradients at `z`."
+def _run_backward(model, batch, measure, layers, z, embed=None):
+    "Run the positives and go backward from the metric; return the sites of some layers and the gradients at their `z`."
     behind = behind_end(batch.positives, batch.lengths[0])
     kept = {}
-    hooks = [*_scaled_hooks(model, z), *_graph_hooks(model, kept, embed)]
+    hooks = [*_scaled_hooks(model, z), *_graph_hooks(layers, kept, embed)]
     with no_weight_gradients(model), torch.enable_grad(), hooked(model, hooks):
         values = measure(last_logits(forward(model, batch.positives, behind), behind))
         total = (values / torch.as_tensor(batch.n_rows, device=values.device)).sum()
-        sites = [kept[layer, 'z'] for layer in range(model.cfg.n_layers)]
-        return kept, torch.autograd.grad(total, sites, retain_graph=True)
+        at = torch.autograd.grad(total, [kept[layer, 'z'] for layer in layers], retain_graph=True)
+    return kept, dict(zip(layers, at))
 
 
 def _scaled_hooks(model, z):
@@ -91,21 +92,21 @@ def _run_z(model, ids, lengths):
     return logits.clone(), z
 
 # %% ../../nbs/score/09_edges.ipynb #308979e9
-def _passes(model, batch, measure, parts):
+def _passes(model, batch, measure, parts, layers):
     "Yield for each part of the way {layer: `z` of the positives}, the sites with their graph, the gradients at `z`."
     z: dict = {}
     if parts == [1.0]:
-        yield z, *_run_backward(model, batch, measure.at_positives, _unchanged, z)
+        yield z, *_run_backward(model, batch, measure.at_positives, layers, z)
         return
     measure.positive, z = _run_z(model, batch.positives, batch.lengths[0])
     first = embeddings(model, batch.negatives)
     for part in parts:
-        yield z, *_run_backward(model, batch, measure, partial(torch.lerp, first, weight=part), {})
+        yield z, *_run_backward(model, batch, measure, layers, {}, partial(_between, first, part))
 
 
-def _unchanged(x):
-    "Return `x`."
-    return x
+def _between(first, part, x, hook):
+    "Return embeddings at a part of the way from `first` to `x`."
+    return torch.lerp(first, x, part)
 
 # %% ../../nbs/score/09_edges.ipynb #12ca5e1b
 def _changes(batch, z, z_neg, W):
@@ -128,7 +129,7 @@ def _batch_edges(bound, batch, metric, parts, W, receivers):
     measure = PairMetric(bound, metric, batch.rows)
     measure.negative, z_neg = _run_z(model, batch.negatives, batch.lengths[1])
     total = torch.zeros(3, n_layers * n_heads, n_layers * n_heads)
-    for z, kept, at in _passes(model, batch, measure, parts):
+    for z, kept, at in _passes(model, batch, measure, parts, list(receivers)):
         change = _changes(batch, z, z_neg, W)
         for layer, gradients in _layers_of(kept, at, receivers, n_heads):
             before = layer * n_heads

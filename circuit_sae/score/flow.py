@@ -261,6 +261,19 @@ def by_code(
     rows = [_code_flow(code, mine, self.by_position[:, :, i]) for code in np.unique(mine)]
     return sorted(rows, key=lambda row: -row.share)
 
+# %% ../../nbs/score/03_flow.ipynb #d1f3aa01
+@patch
+def by_feature(
+    self: Flow,
+    dictionary,  # A `Dictionary` of a head, of attention or of an MLP
+    model,  # The TransformerLens bridge of the flow, or its `BoundTask`
+    task: Task = None,  # The task of the flow; leave it out if `model` is a `BoundTask`
+):  # `FeatureFlow`; raises `InputError` if flow, dictionary and model do not belong together
+    "Split the attribution of a site by the features of a dictionary; features and error sum to it exactly."
+    from circuit_sae.features.feature_flow import flow_by_feature
+
+    return flow_by_feature(self, dictionary, model, task)
+
 # %% ../../nbs/score/03_flow.ipynb #6f72a34a
 FLOW_RULES = 2  # version of the rules; 1: attention divided by the size of the score changes
 

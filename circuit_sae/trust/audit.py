@@ -180,10 +180,11 @@ def by_effect(self: Audit) -> bool:
 
 @patch(as_prop=True)
 def by_codes(self: Audit) -> bool:
-    "Return whether codes chose the heads: unique codes, a false discovery rate, or there is no flow."
+    "Return whether codes chose the heads: unique codes, a test of them, or there is no flow."
     if self.by_effect:
         return False
-    return not self.by_flow or bool(self.circuit.settings.get('fdr'))
+    settings = self.circuit.settings
+    return not self.by_flow or bool(settings.get('fdr') and not settings.get('null'))
 
 
 @patch(as_prop=True)

@@ -136,8 +136,9 @@ def choose_rule(
     check_choice(top_k=self.k, fdr=self.fdr, n=n_heads)
     if self.k is not None or self.fdr is not None:
         return self.k, self.fdr
-    fdr = 0.05 if circuit is None else getattr(circuit, 'settings', {}).get('fdr')
-    if fdr:
+    chosen_by = getattr(circuit, 'settings', {})
+    fdr = 0.05 if circuit is None else chosen_by.get('fdr')
+    if fdr and not chosen_by.get('null'):  # a test of attributions has no codes to draw again
         return None, fdr
     if not len(list(circuit)):
         raise InputError(
@@ -496,7 +497,9 @@ def stability_of_flow(
     size = np.abs(flow.by_pair)  # [pair, head]
     k, _ = draw.choose_rule(None if circuit is None else list(circuit), size.shape[1])
     pairs = draw_pairs(len(size), draw.n_draws, draw.resample, draw.by, draw.seed)
-    scores = np.stack([np.median(size[drawn], 0) for drawn in pairs.T])
+    by_mean = flow.summary == 'mean'
+    scores = [np.abs(flow.by_pair[drawn].mean(0)) if by_mean else np.median(size[drawn], 0) for drawn in pairs.T]
+    scores = np.stack(scores)
     record = draw.record(len(size)) | dict(k=k, fdr=None, n_perm=None, n_heads=flow.n_heads, flow=True, seeds=[0])
     return _compare(scores[None], top_weights(scores, k)[None], record, circuit)
 

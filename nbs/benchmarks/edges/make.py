@@ -2,6 +2,9 @@
 
 python nbs/benchmarks/edges/make.py nbs/benchmarks/edges/table.csv --draws 0 1 2 3 4
 
+Several processes share the work by `--tasks` and `--draws`, each with a file of its own, which `nbs/benchmarks/merge.py`
+joins.
+
 The truth are the edges that come with the package: 360 drawn pairs of heads, see `draw_edges`. An edge is true if the
 effect through its strongest input is at least 1 % of the change of the metric. Only this script reads the truth.
 """
@@ -45,11 +48,13 @@ if __name__ == '__main__':
     parser.add_argument('out', type=Path)
     parser.add_argument('--model', default='smollm2-135m')
     parser.add_argument('--draws', nargs='+', type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument('--tasks', nargs='+', default=TASKS)
+    parser.add_argument('--device', help="'cpu' or 'cuda'; default: a GPU if there is one")
     given = parser.parse_args()
     rows = pd.read_csv(given.out).to_dict('records') if given.out.is_file() else []
     done = {(row['model'], row['method'], row['task'], row['draw']) for row in rows}
-    model = load_model(given.model)
-    for draw, task, method in itertools.product(given.draws, TASKS, [*EDGE_LEAGUES, BY_TRUTH]):
+    model = load_model(given.model, given.device)
+    for draw, task, method in itertools.product(given.draws, given.tasks, [*EDGE_LEAGUES, BY_TRUTH]):
         if (given.model, method, task, draw) in done:
             continue
         bound = bind_task(model, get_task(task, n=N_PAIRS, seed=draw))

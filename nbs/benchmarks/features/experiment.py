@@ -9,11 +9,13 @@ other models than SmolLM2-135M with the name of the model in front. Trained dict
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import pandas as pd
 
 from circuit_sae.bench.feature_experiment import (
+    CHOICES,
     DICTIONARIES,
     NODES,
     NodePasses,
@@ -47,9 +49,9 @@ def table_path(given, suffix=''):
     return given.out / f'{model}{given.task}{suffix}.csv'
 
 
-def make(acts, name, width, given):
+def make(acts, name, width, steps, given):
     "Return a dictionary, trained where the model runs."
-    return make_dictionary(acts, name, width, given.steps, folder=CACHE, device=given.device)
+    return make_dictionary(acts, name, width, steps, folder=CACHE, device=given.device)
 
 
 def measure_curves(bound, acts, given):
@@ -61,26 +63,26 @@ def measure_curves(bound, acts, given):
         if name == NODES:
             passes = NodePasses(pairs, batch, acts.site.layer)
         else:
-            dictionary = make(acts, name, given.width, given)
+            dictionary = make(acts, name, given.width, given.steps, given)
             passes = FeaturePasses(pairs, batch, [dictionary])
         rows[name] = measure_dictionary(passes, batch, given.taus, given.seeds)
         print(name, len(rows[name]), 'rows', flush=True)
         as_table(rows).to_csv(table_path(given), index=False, float_format='%.5g')
 
 
-def measure_heads(bound, text, given):
+def measure_heads(bound, given):
     "Write which fraction of the effects of the strongest heads few features explain."
     pairs = same_length(bound, given.head_pairs)
     heads = strongest_heads(pairs, given.heads)
-    acts = token_acts(bound.model, text, [Site('z', *head) for head in heads])
+    text = training_text(bound.model, given.task, given.head_prompts, given.head_prose)
     rows = []
-    for site, own in acts.items():
-        made = {name: make(own, name, given.head_width, given) for name in HEAD_DICTIONARIES}
-        for name, dictionary in made.items():
-            for k, value, se in effect_shares(pairs, dictionary, made['coordinates']):
-                rows.append((f'L{site.layer}H{site.head}', name, k, value, se))
+    for site, acts in token_acts(bound.model, text, [Site('z', *head) for head in heads]).items():
+        made = {name: make(acts, name, given.head_width, given.head_steps, given) for name in HEAD_DICTIONARIES}
+        for name, choice in itertools.product(made, CHOICES):
+            for row in effect_shares(pairs, made[name], made['coordinates'], choice=choice):
+                rows.append((f'L{site.layer}H{site.head}', name, choice, *row))
             print(site, rows[-1], flush=True)
-        columns = ['head', 'dictionary', 'n', 'share', 'se']
+        columns = ['head', 'dictionary', 'choice', 'n', 'share', 'se']
         pd.DataFrame(rows, columns=columns).to_csv(table_path(given, '_heads'), index=False, float_format='%.5g')
 
 
@@ -92,7 +94,7 @@ def measure_agreement(bound, acts, names, width, given):
     found = pd.read_csv(path).values.tolist() if path.is_file() else []
     found = [row for row in found if row[0] != str(acts.site)]
     for name in names:
-        dictionary = make(acts, name, width, given)
+        dictionary = make(acts, name, width, given.steps, given)
         for row in attribution_agreement(pairs, dictionary):
             found.append((str(acts.site), name, *row))
             print(found[-1], flush=True)
@@ -111,6 +113,9 @@ if __name__ == '__main__':
     parser.add_argument('--heads', type=int, default=4)
     parser.add_argument('--width', type=int, default=1152)
     parser.add_argument('--head_width', type=int, default=256)
+    parser.add_argument('--head_steps', type=int, default=800)
+    parser.add_argument('--head_prompts', type=int, default=400, help='pairs in the training text of heads')
+    parser.add_argument('--head_prose', type=int, default=0, help='pieces of prose in the training text of heads')
     parser.add_argument('--steps', type=int, default=400)
     parser.add_argument('--prompts', type=int, default=150, help='pairs of the task in the training text')
     parser.add_argument('--prose', type=int, default=200, help='pieces of prose in the training text')
@@ -123,15 +128,16 @@ if __name__ == '__main__':
     given.device = str(input_device(model))
     given.layer = 2 * model.cfg.n_layers // 3 if given.layer is None else given.layer
     bound = bind_task(model, get_task(given.task, n=100))
-    text = training_text(model, given.task, given.prompts, given.prose)
     if 'heads' in given.parts:
-        measure_heads(bound, text, given)
+        measure_heads(bound, given)
+    if {'curves', 'agreement'} & set(given.parts):
+        text = training_text(model, given.task, given.prompts, given.prose)
     if 'agreement' in given.parts:
         head = strongest_heads(same_length(bound, given.pairs), 1)[0]
         measure_agreement(
             bound, token_acts(model, text, Site('z', *head)), HEAD_DICTIONARIES[:2], given.head_width, given
         )
-    if {'curves', 'agreement'} & set(given.parts) - {'heads'}:
+    if {'curves', 'agreement'} & set(given.parts):
         acts = token_acts(model, text, Site('resid_pre', given.layer))
         print(acts, flush=True)
     if 'agreement' in given.parts:

@@ -7,8 +7,8 @@ python nbs/benchmarks/features/interpretability.py 'L5 attn_out' --model gemma3-
 2. At each site, train a TopK dictionary and fit PCA, ICA, random directions and neurons on the other texts.
 3. Score 100 features of each, with activations below zero counted as zero and as they are.
 
-The results of all sites are in `interpretability.csv` beside this file or in the folder of `--out`, for other models than
-SmolLM2-135M with the name of the model in front; one row a feature. A site that is there already is skipped.
+The results of all sites are in `interpretability.csv` beside this file or in the folder of `--out`, one row a feature;
+for other models than SmolLM2-135M the name of the model stands in front. A site that is there already is skipped.
 """
 
 import argparse

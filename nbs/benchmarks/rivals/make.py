@@ -37,7 +37,8 @@ if __name__ == '__main__':
     parser.add_argument('--tasks', nargs='+', default=JUDGED + DEVELOPED)
     parser.add_argument('--draws', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--groups', nargs='+', default=[*GROUPS, 'flow', 'routes'])
+    parser.add_argument('--device', help="'cpu' or 'cuda'; default: a GPU if there is one")
     given = parser.parse_args()
-    model = load_model(given.model)
+    model = load_model(given.model, given.device)
     for group, draw, name in itertools.product(given.groups, given.draws, given.tasks):
         print(score_cell(bind_task(model, draw_task(name, draw)), HERE / 'cells', draw, group), flush=True)

@@ -2,7 +2,8 @@
 
 For each model and task: the verdict line, the first reason that prevents it, and the seconds that the certificate takes
 beyond `find_circuit`. `refused_by_find` is the line that `find` itself prints if it already knows a reason. Rows that
-the file has already are not computed again.
+the file has already are not computed again. Several processes share the work by `--models` and `--tasks`, each with a
+file of its own, which `nbs/benchmarks/merge.py` joins.
 """
 
 import argparse
@@ -50,12 +51,13 @@ if __name__ == '__main__':
     parser.add_argument('--tasks', nargs='+', help='default: the built-in tasks that the model can do')
     parser.add_argument('--n', type=int, default=250, help='pairs')
     parser.add_argument('--n_epochs', type=int, help='epochs of the autoencoder, which the verdict does not use')
+    parser.add_argument('--device', help="'cpu' or 'cuda'; default: a GPU if there is one")
     given = parser.parse_args()
     rows = pd.read_csv(given.out).fillna('').to_dict('records') if given.out.is_file() else []
     for name in given.models:
         tasks = given.tasks or CELLS[name]
         todo = [t for t in tasks if (name, t, given.n) not in {(r['model'], r['task'], r['pairs']) for r in rows}]
-        model = load_model(name) if todo else None
+        model = load_model(name, given.device) if todo else None
         for task in todo:
             try:
                 rows.append(dict(task=task, model=name, pairs=given.n) | judge(model, task, given.n, given.n_epochs))

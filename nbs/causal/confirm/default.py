@@ -5,7 +5,8 @@ that come with the package or, for the tasks of `nbs/checks/fresh`, lie in its f
 other pairs. Only this script reads them. Rows that the file has already are not computed again, so give a new file
 after a change of the method.
 
-`--model gemma3-270m --draws 5` judges another model. Cells without a truth are named and left out.
+`--model gemma3-270m --draws 0 1 2 3 4` judges another model. Cells without a truth are named and left out. Several
+processes share the work by `--tasks` and `--draws`, each with a file of its own, which `nbs/benchmarks/merge.py` joins.
 """
 
 import argparse
@@ -71,13 +72,14 @@ if __name__ == '__main__':
     parser.add_argument('out', type=Path)
     parser.add_argument('--model', default='smollm2-135m')
     parser.add_argument('--tasks', nargs='+', default=[*TASKS, *fresh])
-    parser.add_argument('--draws', type=int, default=3)
+    parser.add_argument('--draws', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--scores', nargs='+', default=['flow', 'attribution'])
+    parser.add_argument('--device', help="'cpu' or 'cuda'; default: a GPU if there is one")
     given = parser.parse_args()
     key = ['model', 'score', 'task', 'seed']
     rows = pd.read_csv(given.out).to_dict('records') if given.out.is_file() else []
-    model = load_model(given.model)
-    for seed in range(given.draws):
+    model = load_model(given.model, given.device)
+    for seed in given.draws:
         for task in given.tasks:
             for score in given.scores:
                 cell = dict(zip(key, (given.model, score, task, seed)))
