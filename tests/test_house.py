@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from collections import defaultdict
+from functools import cache
 
 import pytest
 import yaml
@@ -32,11 +33,11 @@ def python(code, cwd):
     return r.stdout
 
 
+@cache
 def code_cells(notebook):
-    "Yield the number and the source of each code cell."
-    for i, c in enumerate(json.loads(notebook.read_text(encoding='utf-8'))['cells']):
-        if c['cell_type'] == 'code':
-            yield i, ''.join(c['source'])
+    "Return the number and the source of each code cell."
+    cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
+    return [(i, ''.join(c['source'])) for i, c in enumerate(cells) if c['cell_type'] == 'code']
 
 
 def export_cells(notebook):
@@ -51,12 +52,14 @@ def dotted(module):
     return '.'.join(module.relative_to(LIB).with_suffix('').parts)
 
 
+@cache
 def notebook_order():
     "Return the modules in the order of their notebooks, package by package in the order of `LAYERS`."
     found = [re.search(r'^#\|\s*default_exp\s+(\S+)', s, re.M) for nb in NOTEBOOKS for _, s in code_cells(nb)]
     return sorted((m[1] for m in found if m), key=lambda name: LAYERS.index(name.split('.')[0]))
 
 
+@cache
 def tree(module):
     "Return the syntax tree of a module."
     return ast.parse(module.read_text(encoding='utf-8'))

@@ -5,7 +5,10 @@ from conftest import NOTEBOOKS, ROOT
 from notebook_server import run_notebook
 
 SECONDS = 600
-FIRST = ['certificate', 'tutorials', 'checks', 'verify', 'rerun', 'smollm2', 'planted', 'commands', 'find', 'howto']
+FIRST = [  # by the processor time that they take
+    *('tutorials/features', 'certificate', 'tutorials', 'verify', 'smollm2', 'faithfulness', '02_train', 'fdr', 'codes/'),
+    *('checks', 'ideas', 'commands', 'calibration', 'show/', 'howto', 'planted', 'score/', 'models/04', 'causal'),
+]
 
 
 def rank(notebook):

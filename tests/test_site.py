@@ -213,7 +213,7 @@ def outside(browser, served):
 OPEN_IN_A_FRAME = """
 const [address, done] = arguments
 const frame = document.createElement('iframe')
-frame.style = 'width: 1200px; height: 900px'
+frame.style = 'position: absolute; left: -2000px; width: 1200px; height: 900px'  // outside: nothing is drawn
 frame.src = address
 frame.onload = () => setTimeout(() => { frame.remove(); done() }, 20)
 document.body.prepend(frame)
