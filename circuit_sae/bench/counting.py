@@ -66,7 +66,7 @@ def _register():
     "Add the device to PyTorch, once; raise `InputError` on a machine with a GPU."
     if torch.cuda.is_available():
         raise InputError(
-            'PyTorch allows one accelerator a process: with the counting device it could not run a backward pass on the '
+            'PyTorch allows one accelerator a process: with the counting device, no backward pass could run on the '
             "GPU of this machine. Count in a process that sees no GPU (CUDA_VISIBLE_DEVICES='') or use count_launches.",
             code='gpu-present',
         )

@@ -136,11 +136,10 @@ def crossed_flow(
 ) -> np.ndarray:  # float [pair, pair of the answers, n_layers * n_heads], in units of the logit difference
     "Return the difference flow of every head on every pair towards the answers of every pair."
     sweep = BackwardSweep(bound.model, 'logit_diff', 'exact')
-    n, crossed = bound.n, None
+    n = bound.n
+    crossed = np.empty((n, n, len(sweep.layers) * bound.model.cfg.n_heads))
     for batch in pair_batches(bound, 12):
-        found = _crossed_batch(bound, sweep, batch)
-        crossed = np.empty((n, n, found.shape[2])) if crossed is None else crossed
-        for pair, of_pair in zip(batch.pairs, found):
+        for pair, of_pair in zip(batch.pairs, _crossed_batch(bound, sweep, batch)):
             crossed[pair, (pair + np.arange(n)) % n] = of_pair
     return crossed
 

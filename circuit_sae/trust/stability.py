@@ -498,8 +498,8 @@ def stability_of_flow(
     k, _ = draw.choose_rule(None if circuit is None else list(circuit), size.shape[1])
     pairs = draw_pairs(len(size), draw.n_draws, draw.resample, draw.by, draw.seed)
     by_mean = flow.summary == 'mean'
-    scores = [np.abs(flow.by_pair[drawn].mean(0)) if by_mean else np.median(size[drawn], 0) for drawn in pairs.T]
-    scores = np.stack(scores)
+    draws = [np.abs(flow.by_pair[drawn].mean(0)) if by_mean else np.median(size[drawn], 0) for drawn in pairs.T]
+    scores = np.stack(draws)
     record = draw.record(len(size)) | dict(k=k, fdr=None, n_perm=None, n_heads=flow.n_heads, flow=True, seeds=[0])
     return _compare(scores[None], top_weights(scores, k)[None], record, circuit)
 

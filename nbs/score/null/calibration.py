@@ -63,7 +63,7 @@ def _named_by(null, bound, seed):
 
 
 def large_heads(bound):
-    "Return which heads have at least 1 % of the summed sizes of all attributions; all if there is nothing to attribute."
+    "Return which heads have at least 1 % of the summed sizes of attributions; all if there is nothing to attribute."
     try:
         size = np.abs(attribute_heads(bound, **ranking_settings(bound)).by_pair.sum(0))
     except InputError:
