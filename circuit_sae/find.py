@@ -88,7 +88,7 @@ class FindSettings:
     fdr: float | None = None  # or by a test of their score at this false discovery rate
     over: str | None = None  # how scores become shares; default: 'sum' for the flow, 'heads' for unique codes
     pool: str = 'mean'  # how activations are pooled over positions; see `cache_head_acts`
-    batch_size: int = 50  # pairs in a forward pass
+    batch_size: int | None = None  # pairs in a forward pass; default: 50 on a CPU, on a GPU as many as fit
     score: str | None = None  # what ranks the heads, a name in `SCORES`; default: see `default_score`
     n_flow: int = 20  # pairs that flow or attribution run on
     confirm: bool | None = None  # patch the heads that could matter on other pairs? default: see `confirms`
@@ -162,7 +162,7 @@ def _check_numbers(settings, n_pairs):
             code='conflicting-choices',
         )
     ConfirmSettings(s.min_effect, n_pairs=s.confirm_pairs)
-    if s.batch_size < 1:
+    if s.batch_size is not None and s.batch_size < 1:
         raise InputError(f'batch_size must be at least 1 pair, got {s.batch_size}.', code='batch-size')
     if s.seed < 0:
         raise InputError(f'seed must be 0 or more, got {s.seed}.', code='seed-range')
@@ -612,7 +612,7 @@ def find_circuit(
     over: str | None = FindSettings.over,  # How scores become shares; default: 'sum' for the flow, else 'heads'
     pool=FindSettings.pool,  # How activations are pooled over positions; see `cache_head_acts`
     out=None,  # Folder in which every stage saves its result, and reads it if it is there
-    batch_size: int = FindSettings.batch_size,  # Pairs in a forward pass
+    batch_size: int | None = FindSettings.batch_size,  # Pairs in a forward pass; default: 50, on a GPU what fits
     score: str | None = FindSettings.score,  # What ranks the heads, a name in `SCORES`; default: see `default_score`
     n_flow: int = FindSettings.n_flow,  # Pairs that flow or attribution run on, from the first on
     confirm: bool | None = FindSettings.confirm,  # Confirm heads by patching? Default: unless a rule chooses by score
