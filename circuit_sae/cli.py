@@ -146,7 +146,7 @@ def _add_report(sub):
     c.add_argument('--out', help='file for the page, .md or .html (default: print it as Markdown)')
     c.add_argument('--short', action='store_true', help='measure nothing more: write what the folder holds')
     c.add_argument('--n_pairs', type=int, default=20, help='pairs for the smallest faithful set and the backups')
-    c.add_argument('--task', help='the task file, if the task of the run is not built in')
+    c.add_argument('--task', help='the task file; default: the built-in task or the pairs in the folder')
     c.add_argument('--model', help='the model, if it cannot be loaded by the name in the folder')
     c.add_argument('--device', help='cpu, cuda, ... (default: a GPU if there is one)')
 

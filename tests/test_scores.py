@@ -2,16 +2,27 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from transformers import GPTJConfig, LlamaConfig
 
 from circuit_sae.core import InputError
 from circuit_sae.data.batches import BoundTask, bind_task, pair_batches
-from circuit_sae.data.prompts import induction_task
-from circuit_sae.models.load import tiny_model
+from circuit_sae.data.prompts import induction_task, tiny_tokenizer
+from circuit_sae.models.load import save_random_model, tiny_model
 from circuit_sae.models.rerun import collect_z
-from circuit_sae.score.attribution import HeadAttribution, PairMetric, attribute_heads, summarize_pairs, z_gradients
+from circuit_sae.score.attribution import (
+    HeadAttribution,
+    PairMetric,
+    attribute_heads,
+    embeddings,
+    summarize_pairs,
+    z_gradients,
+)
+from circuit_sae.score.edges import attribute_edges
+from circuit_sae.score.flow import check_flow, difference_flow
 from circuit_sae.score.unique_codes import edge_scores, node_scores, pair_counts, pair_head_counts
 
 
@@ -190,3 +201,40 @@ def test_attribution_is_read_back_with_its_pairs():
     np.testing.assert_array_equal(again.by_pair, made.by_pair)
     np.testing.assert_array_equal(again.values, made.values)
     assert (again.made_from, again.name) == (made.made_from, made.name)
+
+
+SIZES = dict(
+    vocab_size=len(tiny_tokenizer()), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
+)
+OLD_SIZES = dict(vocab_size=len(tiny_tokenizer()), n_embd=48, n_layer=2, n_head=4, n_positions=256)
+
+
+@pytest.mark.parametrize('kind', ['llama', 'gptj'])
+def test_edges_are_the_limit_of_the_flow(kind, tmp_path):
+    "Between nearly equal prompts both attribute the same to each input of a receiver: q, k and v."
+    config = dict(
+        llama=LlamaConfig(**SIZES, num_key_value_heads=2),
+        gptj=GPTJConfig(**OLD_SIZES, rotary_dim=8),
+    )[kind]
+    model, eps = save_random_model(config, tmp_path, noise=0.05, device='cpu'), 0.01
+    bound = bind_task(model, induction_task(n=2)).take(1)
+    first = embeddings(model, np.array(bound.tokens.ids[1:]))
+    check_flow(bound)  # the checks of a model run it once, without the hooks below
+    attribute_edges(bound)
+
+    def near(x, hook):
+        return torch.cat([torch.lerp(first, x[:1], eps), x[1:]])
+
+    with model.hooks(fwd_hooks=[('embed.hook_out', near)]):
+        flow = difference_flow(bound, edges='all', target='logit_diff').node_edges
+    by_part = {(s, r): [flow.between((0, s), (1, r), p) for p in 'qkv'] for s in range(4) for r in range(4)}
+    wanted = [max(parts, key=abs) for parts in by_part.values()]
+    once = iter([lambda x: x, lambda x: torch.lerp(first, x, eps)])  # the negatives run first
+
+    def of_pass(x, hook):
+        return next(once)(x)
+
+    with model.hooks(fwd_hooks=[('embed.hook_out', of_pass)]):
+        found = attribute_edges(bound)
+    got = [found[(0, s), (1, r)] for s, r in by_part]
+    assert np.corrcoef(got, wanted)[0, 1] > 0.999

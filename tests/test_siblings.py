@@ -4,6 +4,7 @@ A sibling is read, or refused with the code of its fault. No model is larger tha
 """
 
 import codecs
+import copy
 import csv
 import io
 import json
@@ -11,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -23,12 +25,14 @@ from circuit_sae.causal.patching import patch_heads
 from circuit_sae.codes.activations import cache_head_acts
 from circuit_sae.core import InputError, refuses, save_json
 from circuit_sae.data.batches import bind_task
-from circuit_sae.data.prompts import get_task, induction_task, tiny_tokenizer
+from circuit_sae.data.prompts import get_task, induction_task, ioi_task, tiny_tokenizer
 from circuit_sae.data.readers import Example, read_examples, read_table
+from circuit_sae.data.tasks import Task
 from circuit_sae.models.forward import run
-from circuit_sae.models.load import load_model, save_random_model
+from circuit_sae.models.load import load_model, save_random_model, tiny_model
 from circuit_sae.models.support import unfit_for
 from circuit_sae.models.writes import attention_layers
+from circuit_sae.score.flow import difference_flow
 
 NAMES = [('Ann', 'Bob', 'Carl'), ('Tom', 'Sue', 'Kim'), ('Ron', 'Pat', 'Lee')]
 START = 'When {} and {} left; the "shop", '
@@ -202,6 +206,43 @@ def test_names_of_tasks(tmp_path, monkeypatch):
             get_task(name)
 
 
+# Prompts
+
+LINTED = {
+    'a marker of another model': (dict(positive='[INST] {}', negative='[INST] {}'), 'marker'),
+    'turns of another model': (dict(positive='<start_of_turn>user\n{}', negative='<start_of_turn>user\n{}'), 'marker'),
+    'another BOS': (dict(positive='<s>{}', negative='<s>{}'), 'marker'),
+    'the own BOS in one prompt': (dict(negative='<|endoftext|>{}'), 'special token'),
+    'a tab at the end': (dict(positive='{}\t', negative='{}\t'), 'trailing space'),
+    'a no-break space at the end': (dict(negative='{}\u00a0'), 'trailing space'),
+    'answers that end in a space': (dict(answer='{} '), 'answer space'),
+    'wrong answers with two spaces': (dict(wrong=' {}'), 'answer space'),
+}
+
+
+@pytest.mark.parametrize('name', LINTED)
+def test_prompts_that_are_linted(name, tokenizer):
+    forms, rule = LINTED[name]
+    examples = ioi_task(n=12).examples
+    rows = [e._asdict() | dict(answer=e.answer[0], wrong=e.wrong[0]) for e in examples]
+    assert Task.from_data(rows).lint(tokenizer) == []
+    rows = [{k: forms.get(k, '{}').format(text) for k, text in row.items()} for row in rows]
+    assert rule in {problem.rule for problem in Task.from_data(rows).lint(tokenizer)}
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def test_a_marker_of_the_own_template_stands_as_text(tokenizer):
+    "A template may use markers that are no special tokens, as that of Llama 2 does."
+    rows = [e._replace(positive=f'[INST] {e.positive}', negative=f'[INST] {e.negative}') for e in ioi_task(12).examples]
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = '[INST] {{ messages[0].content }} [/INST]'
+    assert [problem.rule for problem in Task.from_data(rows).lint(own)] == ['special token']
+
+
 # Folders of models
 
 SIZE = dict(vocab_size=len(tiny_tokenizer()), hidden_size=16, num_hidden_layers=3, max_position_embeddings=128)
@@ -350,6 +391,21 @@ def test_models_run_in_full_or_are_refused(name, tmp_path):
     assert np.nanmax(np.abs(patch_heads(bound).effect)) > 0
     problems = ' '.join(unfit_for(model, 'flow'))
     assert missing in problems if missing else not problems
+
+
+def test_different_stages_in_three_threads():
+    "Stages that read, patch and differentiate the same model at once give what they give alone."
+    bound = bind_task(tiny_model(), induction_task(n=6))
+    stages = [
+        lambda: patch_heads(bound).effect,
+        lambda: difference_flow(bound).values,
+        lambda: cache_head_acts(bound).z.numpy(),
+    ]
+    alone = [stage() for stage in stages]
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(stage) for stage in stages * 3]
+        for k, job in enumerate(jobs):
+            np.testing.assert_array_equal(job.result(), alone[k % 3])
 
 
 # Commands

@@ -408,6 +408,19 @@ def _check_short_answers(bound):
             code='long-answers',
         )
 
+# %% ../../nbs/data/03_batches.ipynb #750ca9ad
+def _uneven_error(bound):
+    "Return the `InputError` for pairs whose prompts differ in length."
+    uneven = bound.uneven
+    i = uneven[0]
+    lengths = [len(bound.tokens.ids[row]) for row in (i, i + bound.n)]
+    more = f', and so do {len(uneven) - 1} more of {bound.n} pairs' if uneven[1:] else ''
+    return InputError(
+        f'the prompts of {bound.task.place(i)} differ in length ({lengths[0]} and {lengths[1]} tokens){more}, '
+        'but this stage needs corresponding positions. Reword them.',
+        code='pair-lengths',
+    )
+
 # %% ../../nbs/data/03_batches.ipynb #9c8052e3
 def check_pairs(
     bound: BoundTask,  # The task
@@ -420,17 +433,8 @@ def check_pairs(
         _check_answers(bound)
         if not long_answers:
             _check_short_answers(bound)
-    uneven = bound.uneven
-    if not equal_length or not uneven:
-        return
-    i = uneven[0]
-    lengths = [len(bound.tokens.ids[row]) for row in (i, i + bound.n)]
-    more = f', and so do {len(uneven) - 1} more of {bound.n} pairs' if uneven[1:] else ''
-    raise InputError(
-        f'the prompts of {bound.task.place(i)} differ in length ({lengths[0]} and {lengths[1]} tokens){more}, '
-        'but this stage needs corresponding positions. Reword them.',
-        code='pair-lengths',
-    )
+    if equal_length and bound.uneven:
+        raise _uneven_error(bound)
 
 # %% ../../nbs/data/03_batches.ipynb #187ce74b
 def _template_spans(template, texts):

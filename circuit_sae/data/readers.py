@@ -615,6 +615,19 @@ def _use_mib(rows):
     said = f'{found[0]} → negative{others}; ' if found else ''
     return [(read(row, where), where) for row, where in rows], f'{said}{answers} → answer, wrong'
 
+# %% ../../nbs/data/00_readers.ipynb #36574e6b
+def _all_rows(data, columns):
+    "Return the rows of any source with their places, without empty rows, and a remark on how they were read."
+    is_path = isinstance(data, (str, Path))
+    rows, remark = _read_file(Path(data), columns) if is_path else (_rows_of(data), '')
+    rows = _without_empty(rows)
+    if is_path and not rows:
+        raise InputError(f"'{data}' holds no pairs. Expected a row for each pair of prompts.", code='no-rows')
+    if columns:
+        return rows, remark
+    rows, mib = _use_mib(rows)
+    return rows, remark or mib
+
 # %% ../../nbs/data/00_readers.ipynb #600eef38
 def read_table(
     data,  # Path of a file or folder, a data frame, a dataset, a dict of lists, or a list of dicts or `Example`s
@@ -627,18 +640,11 @@ def read_table(
     3. Turn each row into an `Example`.
     4. Collect the faults of all rows and name their lines.
     """
-    is_path = isinstance(data, (str, Path))
-    rows, remark = _read_file(Path(data), columns) if is_path else (_rows_of(data), '')
-    rows = _without_empty(rows)
-    if is_path and not rows:
-        raise InputError(f"'{data}' holds no pairs. Expected a row for each pair of prompts.", code='no-rows')
-    if not columns:
-        rows, mib = _use_mib(rows)
-        remark = remark or mib
+    rows, remark = _all_rows(data, columns)
     names = list(dict.fromkeys(name for row, _ in rows if isinstance(row, dict) for name in row))
     found = _find_columns(names, columns)
     if names or not rows:
-        _check_columns(found, names, data if is_path else 'your table')
+        _check_columns(found, names, data if isinstance(data, (str, Path)) else 'your table')
     found = found or {field: field for field in COLUMNS}
     examples = _read_rows(rows, found)
     return Table(examples, [where for _, where in rows], _note(found, remark, names))

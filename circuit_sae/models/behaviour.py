@@ -115,13 +115,32 @@ def _lint_spaces(examples, encoder):
     if end.endswith('\n'):
         message = f'{bad} answers begin with a space, but they follow {end!r}. Leave the space out.'
     else:
-        message = f"{bad} answers have no leading space. After {end!r} most tokenizers expect ' word'."
+        message = f"{bad} answers have no leading space. After {end!r} most tokenizers expect ' word'. "
+        message += 'In a spreadsheet, =" "&A1 puts one in front.'
     return [Lint('space', message)]
 
+# %% ../../nbs/models/07_behaviour.ipynb #828e200f
+def _lint_answer_ends(examples):
+    "Return a `Lint` for answers with more spaces than the one in front."
+    texts = [[a for a in (*e.answer, *e.wrong) if isinstance(a, str)] for e in examples]
+    pairs = [i for i, own in enumerate(texts) if any(a != a.rstrip(' ') or a.startswith('  ') for a in own)]
+    if not pairs:
+        return []
+    message = (
+        f'the answers of {len(pairs)} of {len(examples)} pairs end in a space or begin with two: {_list_pairs(pairs)}. '
+        'The model must predict these spaces too. Remove them.'
+    )
+    return [Lint('answer space', message)]
+
 # %% ../../nbs/models/07_behaviour.ipynb #cc0b739e
+def _ends_in_space(prompt):
+    "Return whether a prompt ends in a space, a tab or a no-break space; a line break is no mistake."
+    return prompt[-1:].isspace() and not prompt.endswith('\n')
+
+
 def _lint_ends(examples):
     "Return a `Lint` for prompts that end in a space."
-    ends = [i for i, e in enumerate(examples) if e.positive.endswith(' ') or e.negative.endswith(' ')]
+    ends = [i for i, e in enumerate(examples) if _ends_in_space(e.positive) or _ends_in_space(e.negative)]
     if not ends:
         return []
     message = (
@@ -131,24 +150,48 @@ def _lint_ends(examples):
     )
     return [Lint('trailing space', message)]
 
-# %% ../../nbs/models/07_behaviour.ipynb #1c1453dd
-def _lint_special(examples, encoder):
-    "Return a `Lint` for prompts in which special tokens such as BOS or a chat template stand as text."
-    special = sorted(filter(None, getattr(encoder.tokenizer, 'all_special_tokens', ())), key=len, reverse=True)
-    seen = [next((t for t in special if t in e.positive or t in e.negative), None) for e in examples]
-    pairs = [i for i, token in enumerate(seen) if token]
+# %% ../../nbs/models/07_behaviour.ipynb #edd56b43
+_MARKERS = ['<|im_start|>', '[INST]', '<start_of_turn>', '<|start_header_id|>', '<|begin_of_text|>', '<|user|>']
+_MARKERS += ['<|assistant|>', '<|endoftext|>', '<bos>', '<s>']
+
+
+def _first_of(texts, example):
+    "Return the first of these texts that a prompt of the pair contains, or None."
+    return next((t for t in texts if t in example.positive or t in example.negative), None)
+
+# %% ../../nbs/models/07_behaviour.ipynb #02431b52
+def _lint_markers(examples, encoder, special):
+    "Return a `Lint` for prompts with a marker of chats or beginnings that the tokenizer reads as plain text."
+    own = str(getattr(encoder.tokenizer, 'chat_template', None) or '')
+    others = [marker for marker in _MARKERS if marker not in special and marker not in own]
+    seen = [_first_of(others, e) for e in examples]
+    pairs = [i for i, marker in enumerate(seen) if marker]
     if not pairs:
         return []
+    message = (
+        f'the prompts of {len(pairs)} of {len(examples)} pairs contain {seen[pairs[0]]!r}, a marker of another model, '
+        f'which this tokenizer reads as plain text: {_list_pairs(pairs)}. Leave it out.'
+    )
+    return [Lint('marker', message)]
+
+# %% ../../nbs/models/07_behaviour.ipynb #1c1453dd
+def _lint_special(examples, encoder):
+    "Return `Lint`s for prompts in which special tokens such as BOS, or markers of a chat template, stand as text."
+    special = sorted(filter(None, getattr(encoder.tokenizer, 'all_special_tokens', ())), key=len, reverse=True)
+    foreign = _lint_markers(examples, encoder, special)
+    own = str(getattr(encoder.tokenizer, 'chat_template', None) or '')
+    seen = [_first_of([*special, *(m for m in _MARKERS if m in own)], e) for e in examples]
+    pairs = [i for i, token in enumerate(seen) if token]
+    if not pairs:
+        return foreign
     message = (
         f'the prompts of {len(pairs)} of {len(examples)} pairs contain the special token {seen[pairs[0]]!r} as text: '
         f'{_list_pairs(pairs)}. A beginning-of-sequence token is added anyway, never twice. '
     )
-    advice = (
-        'The chat template now stands twice; leave it out of the prompts.'
-        if encoder.chat
-        else ('If this is a chat template, leave it out and use `chat=True`.')
-    )
-    return [Lint('special token', message + advice)]
+    advice = 'If this is a chat template, leave it out and use `chat=True`.'
+    if encoder.chat:
+        advice = 'The chat template now stands twice; leave it out of the prompts.'
+    return [Lint('special token', message + advice), *foreign]
 
 # %% ../../nbs/models/07_behaviour.ipynb #6261d033
 def _lint_number(model, n):
@@ -198,6 +241,7 @@ def lint_task(
         *_lint_tokenisation(examples, positives, negatives),
         *_lint_variety(examples),
         *_lint_spaces(examples, encoder),
+        *_lint_answer_ends(examples),
         *_lint_ends(examples),
         *_lint_special(examples, encoder),
         *_lint_number(model, len(examples)),

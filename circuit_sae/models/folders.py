@@ -314,6 +314,21 @@ def _check_adapter_weights(folder):
         code='no-weights',
     )
 
+# %% ../../nbs/models/00_folders.ipynb #286acefc
+def _read_config(folder):
+    "Return the configuration in a folder; raise `InputError` if there is none."
+    path = folder / 'config.json'
+    if not path.is_file():
+        raise InputError(
+            f"expected the folder of a model; '{folder}' has no config.json. Give the folder that holds it.",
+            code='no-such-model',
+        )
+    _check_pointer(path)
+    config = load_json(path)
+    if not isinstance(config, dict):
+        raise _damaged(path, 'it is no JSON object', 'Download it again.')
+    return config
+
 # %% ../../nbs/models/00_folders.ipynb #02d445cc
 def check_folder(
     folder,  # The folder of a model, as `find_folder` returns it
@@ -325,16 +340,7 @@ def check_folder(
         _check_adapter_weights(folder)
         if base != folder:
             return check_folder(base) if isinstance(base, Path) else None
-    path = folder / 'config.json'
-    if not path.is_file():
-        raise InputError(
-            f"expected the folder of a model; '{folder}' has no config.json. Give the folder that holds it.",
-            code='no-such-model',
-        )
-    _check_pointer(path)
-    config = load_json(path)
-    if not isinstance(config, dict):
-        raise _damaged(path, 'it is no JSON object', 'Download it again.')
+    config = _read_config(folder)
     check_config(config, folder)
     _check_weights(folder)
     if not config.get('quantization_config'):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+# %% ../../nbs/models/03_load.ipynb #951ee125
 import torch
 from ..core import InputError, fingerprint, load_json, one_of
 from ..data.prompts import tiny_tokenizer
@@ -225,7 +226,7 @@ def _prefix(missing, unexpected):
                 return name[: -len(want)]
     return None
 
-
+# %% ../../nbs/models/03_load.ipynb #117c120e
 def _advice(missing, unexpected):
     "Return what may have happened to the weights."
     prefix = _prefix(missing, unexpected)
@@ -242,6 +243,18 @@ def _advice(missing, unexpected):
         return 'The files have more layers than config.json says. Use the configuration that belongs to the weights.'
     return 'Download the model again, or use the configuration that belongs to the weights.'
 
+# %% ../../nbs/models/03_load.ipynb #f7988d88
+def _faults(info, missing, unexpected):
+    "Return what a loading report says against the weights, as texts."
+    shapes = {str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get('mismatched_keys', ())}
+    parts = [str(message) for message in info.get('error_msgs', ())][:2]
+    texts = {
+        'of the model missing in the files, which would be random': missing,
+        'of another shape': shapes,
+        'in the files that the model does not have': unexpected,
+    }
+    return parts + [f'{_count(names)} {text}: {_list_weights(names)}' for text, names in texts.items() if names]
+
 # %% ../../nbs/models/03_load.ipynb #ea1353a0
 def check_report(
     info: dict,  # What `from_pretrained(..., output_loading_info=True)` returns beside the model
@@ -250,20 +263,11 @@ def check_report(
     "Raise `InputError` with the names of the weights that are missing in the files, or that the model does not have."
     missing = set(info.get('missing_keys', ()))
     unexpected = {name for name in info.get('unexpected_keys', ()) if not _HARMLESS.search(name)}
-    shapes = {str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get('mismatched_keys', ())}
-    parts = [str(message) for message in info.get('error_msgs', ())][:2]
-    if missing:
-        parts.append(
-            f'{_count(missing)} of the model missing in the files, which would be random: {_list_weights(missing)}'
-        )
-    if shapes:
-        parts.append(f'{_count(shapes)} of another shape: {_list_weights(shapes)}')
-    if unexpected:
-        parts.append(f'{_count(unexpected)} in the files that the model does not have: {_list_weights(unexpected)}')
-    if parts:
-        found = '; '.join(parts)
+    faults = _faults(info, missing, unexpected)
+    if faults:
         raise InputError(
-            f"the weights in '{where}' do not fit its configuration: {found}. {_advice(missing, unexpected)}",
+            f"the weights in '{where}' do not fit its configuration: {'; '.join(faults)}. "
+            f'{_advice(missing, unexpected)}',
             code='weights-do-not-fit',
         )
 

@@ -336,7 +336,8 @@ def check_flow(
     except InputError as e:
         if e.code not in ('unsupported-model', 'pair-lengths'):
             raise
-        hint = "Or rank heads by codes alone: score='unique codes'."
+        aligns = ', which aligns the prompts' if e.code == 'pair-lengths' else ''
+        hint = f"Or rank heads by attribution patching{aligns}: score='attribution'."
         raise InputError(f'{e} {hint}', code=e.code) from None
 
 # %% ../../nbs/score/03_flow.ipynb #38d4e14d

@@ -29,7 +29,8 @@ if __name__ == '__main__':
     parser.add_argument('--key', nargs='+', help='columns that name a row; default: the known ones')
     given = parser.parse_args()
     tables = [pd.read_csv(path) for path in given.parts]
-    known = ['model', 'case', 'family', 'method', 'score', 'null', 'task', 'seed', 'draw', 'given', 'pairs']
+    known = ['model', 'case', 'family', 'method', 'score', 'null', 'task', 'seed', 'draw', 'given']
+    known += ['pairs', 'judged', 'target']
     key = given.key or [name for name in known if name in tables[0]]
     with whole_file(given.out) as path:
         merge(tables, key).to_csv(path, index=False)

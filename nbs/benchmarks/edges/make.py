@@ -2,8 +2,8 @@
 
 python nbs/benchmarks/edges/make.py nbs/benchmarks/edges/table.csv --draws 0 1 2 3 4
 
-Several processes share the work by `--tasks` and `--draws`, each with a file of its own, which `nbs/benchmarks/merge.py`
-joins.
+Several processes share the work by `--tasks` and `--draws`, each with a file of its own, which
+`nbs/benchmarks/merge.py` joins.
 
 The truth are the edges that come with the package: 360 drawn pairs of heads, see `draw_edges`. An edge is true if the
 effect through its strongest input is at least 1 % of the change of the metric. Only this script reads the truth.

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from circuit_sae.bench.feature_experiment import (
-    CHOICES,
+    FEATURE_CHOICES,
     DICTIONARIES,
     NODES,
     NodePasses,
@@ -78,7 +78,7 @@ def measure_heads(bound, given):
     rows = []
     for site, acts in token_acts(bound.model, text, [Site('z', *head) for head in heads]).items():
         made = {name: make(acts, name, given.head_width, given.head_steps, given) for name in HEAD_DICTIONARIES}
-        for name, choice in itertools.product(made, CHOICES):
+        for name, choice in itertools.product(made, FEATURE_CHOICES):
             for row in effect_shares(pairs, made[name], made['coordinates'], choice=choice):
                 rows.append((f'L{site.layer}H{site.head}', name, choice, *row))
             print(site, rows[-1], flush=True)

@@ -38,7 +38,9 @@ def run(case, family, seed, n, device='cpu'):
     found = confirm_heads(bound, None, difference_flow(bound.take(first)), pairs, same)
     named = set(found.circuit_heads())
     true = set(planted.truth) if case == 'intact' else set()
-    row = dict(case=case, family=family, seed=seed, given=n, pairs=bound.n, patched=int(found.patched.sum()), named=len(named))
+    row = dict(
+        case=case, family=family, seed=seed, given=n, pairs=bound.n, patched=int(found.patched.sum()), named=len(named)
+    )
     return row | dict(false=len(named - true), missed=len(true - named))
 
 

@@ -3,10 +3,10 @@
 `intact`: planted models. `cut`: the same models with the output weights of the planted heads set to zero. `random
 answers`: answers and wrong answers drawn from other pairs. In the last two, no head knows the answer.
 
-`other answers` is `attribution_null`, `other answers, flow` is `flow_null`. `two positives` compares the size of a head's attribution between positive and
-negative with its attributions between the positives of two different pairs, towards the answers of the first.
-Rows that the file has already are not computed again. Several processes share the work by `--seeds` and `--families`,
-each with a file of its own, which `nbs/benchmarks/merge.py` joins.
+`other answers` is `attribution_null`, `other answers, flow` is `flow_null`. `two positives` compares the size of a
+head's attribution between positive and negative with its attributions between the positives of two different pairs,
+towards the answers of the first. Rows that the file has already are not computed again. Several processes share the
+work by `--seeds` and `--families`, each with a file of its own, which `nbs/benchmarks/merge.py` joins.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from circuit_sae.bench.calibration import cut_out, random_answers
-from circuit_sae.core import whole_file
+from circuit_sae.core import InputError, whole_file
 from circuit_sae.data.batches import BoundTask, bind_task
 from circuit_sae.score.attribution import attribute_heads, ranking_settings
 from circuit_sae.score.null import attribution_null, flow_null
@@ -42,6 +42,17 @@ def two_positives(bound):
 
 
 def named_by(null, bound, seed):
+    "Return which heads a null names, and which have p ≤ .1, bool [head] each; none if there is nothing to attribute."
+    try:
+        return _named_by(null, bound, seed)
+    except InputError as e:
+        if e.code != 'no-difference':  # a model that was cut may answer both prompts alike
+            raise
+    nothing = np.zeros(bound.model.cfg.n_layers * bound.model.cfg.n_heads, dtype=bool)
+    return nothing, nothing
+
+
+def _named_by(null, bound, seed):
     "Return which heads a null names, and which have p ≤ .1, bool [head] each."
     if null == 'two positives':
         p = two_positives(bound)
@@ -49,6 +60,15 @@ def named_by(null, bound, seed):
     test = flow_null if null == 'other answers, flow' else attribution_null
     found = test(bound, n_perm=5000, seed=seed)
     return found.q <= 0.05, found.p <= 0.1
+
+
+def large_heads(bound):
+    "Return which heads have at least 1 % of the summed sizes of all attributions; all if there is nothing to attribute."
+    try:
+        size = np.abs(attribute_heads(bound, **ranking_settings(bound)).by_pair.sum(0))
+    except InputError:
+        return True
+    return size > size.sum() / 100
 
 
 def run(case, family, seed, nulls, device='cpu'):
@@ -62,8 +82,7 @@ def run(case, family, seed, nulls, device='cpu'):
     bound = bound.take(min(N_PAIRS, bound.n))
     cfg = planted.model.cfg
     true = np.array([(layer, head) in planted.truth for layer in range(cfg.n_layers) for head in range(cfg.n_heads)])
-    size = np.abs(attribute_heads(bound, **ranking_settings(bound)).by_pair.sum(0))
-    large = size > size.sum() / 100  # heads below 1 % of the sum do not count as large
+    large = large_heads(bound)
     about = dict(case=case, family=family, seed=seed, pairs=bound.n)
     rows = []
     for null in nulls:
