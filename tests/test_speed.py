@@ -34,6 +34,7 @@ from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import ioi_task, tiny_tokenizer
 from circuit_sae.models.load import save_random_model, tiny_model
 from circuit_sae.models.rerun import _find_shortcuts, reruns
+from circuit_sae.models.support import check_model
 from circuit_sae.score.attribution import attribute_heads
 from circuit_sae.score.flow import difference_flow
 from circuit_sae.score.unique_codes import node_scores, pair_counts
@@ -49,8 +50,8 @@ def tiny():
 
 @pytest.fixture(scope='module')
 def deep(tmp_path_factory):
-    "Return a narrow model of eight layers, in which several heads share a key and a value."
-    shape = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=8, num_attention_heads=4)
+    "Return a narrow model of six layers, in which several heads share a key and a value."
+    shape = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=6, num_attention_heads=4)
     config = LlamaConfig(vocab_size=len(tiny_tokenizer()), num_key_value_heads=2, **shape)
     return save_random_model(config, tmp_path_factory.mktemp('deep'), device='cpu')
 
@@ -176,12 +177,13 @@ def test_copies_do_not_grow_with_layers_and_pairs(tiny, deep):
     for model, n in ((tiny, 4), (deep, 8)):
         bound = bind_task(model, ioi_task(n=n))
         bound.identity
+        check_model(bound, 'activations')  # what is done once for a model
         with CountingDevice(model) as device:
             copies['acts', n], acts = device.count(lambda: cache_head_acts(bound, batch_size=3))
             copies['sae', n], sae = device.count(lambda: train_sae(acts, n_examples=4, n_epochs=n, d_sae=20))
             copies['codes', n], _ = device.count(lambda: sae.codes(acts))
             copies['health', n], _ = device.count(lambda: sae_health(sae, acts))
-            attribute_codes(bound, sae=sae, n=1)  # what is done once for a model
+            attribute_codes(bound, sae=sae, n=1)
             copies['latents', n], _ = device.count(lambda: attribute_codes(bound, sae=sae, batch_size=3))
             difference_flow(bound, n=1)
             copies['flow', n], _ = device.count(lambda: difference_flow(bound, edges='all', batch_size=3))

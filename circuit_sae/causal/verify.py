@@ -18,6 +18,20 @@ from ..models.rerun import Midway, run_edited
 from ..stats import effect_size, share
 
 # %% ../../nbs/causal/02_verify.ipynb #ba1e7dd2
+def _replace_others(keep, substitute, start):
+    "Return the edit that replaces the `z` of heads that a set does not keep, from position `start` on."
+
+    def edit(layer, z):
+        kept = keep[:, layer].to(z.device)
+        if kept.all():
+            return None
+        by_set = z.unflatten(0, (len(kept), -1))
+        new = substitute[layer][:, start:].to(z)
+        return torch.where(kept[:, None, None, :, None], by_set, new).flatten(0, 1)
+
+    return edit
+
+# %% ../../nbs/causal/02_verify.ipynb #21f383a6
 def run_kept(
     model,  # A TransformerLens bridge
     ids,  # Token ids, int [batch, position]
@@ -33,15 +47,7 @@ def run_kept(
     if start:
         rows = torch.arange(len(ids)).repeat(len(keep))
         cache = dict(past_key_values=first_positions(kv, rows, start), start=start)
-
-    def edit(layer, z):
-        kept = keep[:, layer].to(z.device)
-        if kept.all():
-            return None
-        by_set = z.unflatten(0, (len(kept), -1))
-        new = substitute[layer][:, start:].to(z)
-        return torch.where(kept[:, None, None, :, None], by_set, new).flatten(0, 1)
-
+    edit = _replace_others(keep, substitute, start)
     return run_edited(model, ids[:, start:].repeat(len(keep), 1), edit, **cache).unflatten(0, (len(keep), -1))
 
 # %% ../../nbs/causal/02_verify.ipynb #31e53df0

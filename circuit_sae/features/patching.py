@@ -164,6 +164,9 @@ def n_rows(self: FeaturePasses) -> int:
     return int(np.clip(min(rows_at_once(self.mid, self.first, length), free // 4 // codes), _ROWS, 8192))
 
 # %% ../../nbs/features/05_patching.ipynb #c4a8000d
+#| export
+
+# %% ../../nbs/features/05_patching.ipynb #cf090def
 @patch
 def measure(
     self: FeaturePasses,
