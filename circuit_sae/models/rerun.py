@@ -307,7 +307,9 @@ def rerun_rows(
     1. Start at the lowest layer with the rows that change there.
     2. At every further layer, let the rows that change there join, with their clean residual stream.
 
-    The pass ends with the longest prompt of these rows, if shorter than the others.
+    Where rows may join, the pass ends with the longest prompt of these rows: later positions would be padding in every
+    row, and cannot change a logit, because attention is causal. The last position of a shorter prompt is moved to the
+    end before the logits are read. Otherwise each layer's rows are rerun on their own, at all positions.
     """
     rows = torch.as_tensor(rows, device='cpu')
     if self.shortcuts.join and not self.scored:  # to score an answer, a row needs its own tokens

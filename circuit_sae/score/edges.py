@@ -14,7 +14,7 @@ from ..core import Head, InputError, head_index, one_of, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import metric_name
-from ..models.forward import behind_end, check_at_end, fitting_batch, forward, hooked
+from ..models.forward import behind_end, check_at_end, fitting_batch, forward, hook_names, hooked
 from ..models.forward import input_device, last_logits, run, z_hooks
 from ..models.support import check_model
 from ..models.writes import head_shape, layer_heads, write_matrices
@@ -165,7 +165,7 @@ def _check_model(bound):
     check_model(bound, 'activations')
     model, shape = bound.model, head_shape(bound.model)
     for layer in range(shape[0]):
-        missing = [name for name in _SITES.values() if f'blocks.{layer}.{name}' not in model.hook_dict]
+        missing = [name for name in _SITES.values() if f'blocks.{layer}.{name}' not in hook_names(model)]
         if missing or layer_heads(model, layer) != shape[1:]:
             lacks = f'has no {missing[0]}' if missing else 'has heads of another size'
             raise InputError(
