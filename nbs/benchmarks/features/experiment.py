@@ -4,6 +4,9 @@ python nbs/benchmarks/features/experiment.py --model smollm2-135m --task ioi
 python nbs/benchmarks/features/experiment.py --task ioi --parts heads agreement
 python nbs/benchmarks/features/experiment.py --model gemma3-270m --task greater_than --device cuda --out results
 
+The defaults are sizes for two cores. Larger ones:
+--pairs 12 --width 1152 --steps 400 --prompts 150 --prose 200 --taus .001 .003 .01 .03 .1 --seeds 0 1.
+
 Results go to <task>.csv, <task>_heads.csv and <task>_agreement.csv beside this file or in the folder of `--out`, for
 other models than SmolLM2-135M with the name of the model in front. Trained dictionaries are cached.
 """
@@ -108,19 +111,19 @@ if __name__ == '__main__':
     parser.add_argument('--device', help="where the model runs, such as 'cuda'; default: a GPU if there is one")
     parser.add_argument('--out', type=Path, default=HERE, help='folder of the tables')
     parser.add_argument('--layer', type=int, help='patch the residual stream before it; default: after two thirds')
-    parser.add_argument('--pairs', type=int, default=12)
+    parser.add_argument('--pairs', type=int, default=8)
     parser.add_argument('--head_pairs', type=int, default=24)
     parser.add_argument('--heads', type=int, default=4)
-    parser.add_argument('--width', type=int, default=1152)
+    parser.add_argument('--width', type=int, default=576)
     parser.add_argument('--head_width', type=int, default=256)
     parser.add_argument('--head_steps', type=int, default=800)
     parser.add_argument('--head_prompts', type=int, default=400, help='pairs in the training text of heads')
     parser.add_argument('--head_prose', type=int, default=0, help='pieces of prose in the training text of heads')
-    parser.add_argument('--steps', type=int, default=400)
-    parser.add_argument('--prompts', type=int, default=150, help='pairs of the task in the training text')
-    parser.add_argument('--prose', type=int, default=200, help='pieces of prose in the training text')
-    parser.add_argument('--taus', nargs='*', type=float, default=[0.001, 0.003, 0.01, 0.03, 0.1])
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
+    parser.add_argument('--steps', type=int, default=150)
+    parser.add_argument('--prompts', type=int, default=40, help='pairs of the task in the training text')
+    parser.add_argument('--prose', type=int, default=20, help='pieces of prose in the training text')
+    parser.add_argument('--taus', nargs='*', type=float, default=[0.003, 0.03])
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--dictionaries', nargs='+', default=[name for name in DICTIONARIES if name != 'TopK, k = 8'])
     parser.add_argument('--parts', nargs='+', default=['curves', 'heads', 'agreement'])
     given = parser.parse_args()
