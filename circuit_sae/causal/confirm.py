@@ -16,7 +16,7 @@ from .patching import effects_record, new_effects, pair_metric
 from ..core import InputError, one_of
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
-from ..models.forward import fitting_batch, hooked, input_device, pass_tokens, z_hooks
+from ..models.forward import all_z_hooks, fitting_batch, hooked, input_device, pass_tokens
 from ..models.rerun import can_pad, reruns
 from ..results import HeadScores
 from ..score.attribution import gradient_bytes
@@ -448,11 +448,6 @@ def run_stages(
             patcher.passes.pop(block[0])  # not patched again
     return drawn, begun, bound
 
-# %% ../../nbs/causal/03_confirm.ipynb #4b219f1f
-def _all_z_hooks(model, on_z):
-    "Return hooks that call `on_z` with the `z` of every layer."
-    return [hook for layer in range(model.cfg.n_layers) for hook in z_hooks(model, layer, on_z)]
-
 # %% ../../nbs/causal/03_confirm.ipynb #db520a8c
 class _Patcher:
     "Measure on the pairs of a task; keep the passes of the blocks that are patched more than once."
@@ -491,7 +486,7 @@ class _Patcher:
             return PatchPasses(self.bound, batch, self.substitutes)
         reruns(self.bound.model)  # its own passes come before the hooks
         on_z = self.pooled.in_two_passes(batch)
-        with hooked(self.bound.model, _all_z_hooks(self.bound.model, on_z)):
+        with hooked(self.bound.model, all_z_hooks(self.bound.model, on_z)):
             passes = PatchPasses(self.bound, batch, self.substitutes)
         self.pooled.finish_two(batch, passes.mid.logits, passes.negative_logits)
         return passes

@@ -271,7 +271,7 @@ def _store(self: PooledZ, rows, by_layer):
 
 # %% ../../nbs/codes/00_activations.ipynb #91c94442
 @patch
-def looking_on(
+def in_one_pass(
     self: PooledZ,
     batch: PairBatch,  # The pairs that the pass runs: all positives, then all negatives
 ):  # A function of (layer, z): the `on_z` of a forward pass; call `finish` after the pass
@@ -291,7 +291,7 @@ def finish(
     batch: PairBatch,  # The pairs that the pass ran
     logits,  # At the last position of all positives, then of all negatives, float [2 batch, d_vocab]
 ):
-    "Store what `looking_on` pooled, and record how well the model does the task."
+    "Store what `in_one_pass` pooled, and record how well the model does the task."
     self._store(np.r_[batch.pairs, batch.pairs + self.bound.n], self.parts)
     self.parts = {}
     self.judge(batch, *logits.chunk(2))

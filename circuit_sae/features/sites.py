@@ -10,7 +10,6 @@ __all__ = ['SITE_KINDS', 'Site', 'parse_site', 'all_sites', 'resolve_site', 'sit
 import contextlib
 import difflib
 import re
-import weakref
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +17,17 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from ..core import InputError, one_of, parse_head
-from ..models.forward import as_ids, behind_end, check_length, hooked, row_lengths, z_hooks, z_name
+from ..core import InputError, once_a_model, one_of, parse_head
+from circuit_sae.models.forward import (
+    as_ids,
+    behind_end,
+    check_length,
+    hook_names,
+    hooked,
+    row_lengths,
+    z_hooks,
+    z_name,
+)
 from ..models.load import model_lock
 from ..models.support import check_is_model
 from ..models.writes import layer_heads, write_matrix
@@ -106,7 +114,7 @@ def all_sites(
 ) -> list:  # `Site`s, layer by layer
     "Return the sites of a model; `z` as a whole layer and head by head."
     sites = []
-    hooks = model.hook_dict  # built anew by each access
+    hooks = hook_names(model)
     for layer in range(len(model.blocks)):
         heads = range(layer_heads(model, layer).n)
         for kind in SITE_KINDS if kinds is None else kinds:
@@ -129,14 +137,7 @@ def _no_such_site(model, given, known):
     )
 
 # %% ../../nbs/features/00_sites.ipynb #ffb30abc
-_SITES = weakref.WeakKeyDictionary()  # model: its sites, which take long to list
-
-
-def _known_sites(model):
-    "Return all sites of a model; list them only once."
-    if model.original_model not in _SITES:
-        _SITES[model.original_model] = all_sites(model)
-    return _SITES[model.original_model]
+_known_sites = once_a_model(all_sites)
 
 # %% ../../nbs/features/00_sites.ipynb #63ad6f4b
 def resolve_site(

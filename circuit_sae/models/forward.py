@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['hooked', 'input_device', 'as_ids', 'behind_end', 'last_logits', 'max_positions', 'check_length', 'check_at_end',
            'holds_answers', 'forward', 'answer_logits', 'rotary_by_length', 'row_lengths', 'z_name', 'hook_names',
-           'z_hooks', 'run', 'keys_values', 'first_positions', 'run_pairs', 'to_host', 'free_memory', 'row_bytes',
-           'fitting_batch', 'pass_tokens', 'check_writes']
+           'z_hooks', 'all_z_hooks', 'run', 'keys_values', 'first_positions', 'run_pairs', 'to_host', 'free_memory',
+           'row_bytes', 'fitting_batch', 'pass_tokens', 'check_writes']
 
 # %% ../../nbs/models/05_forward.ipynb #9b08923d
 import contextlib
@@ -323,13 +323,18 @@ def z_hooks(
         return _scaled_z_hooks(layer, on_z, norm_gain(norm, model.cfg.d_model), own, shape)
     return [(z_name(layer), lambda z, hook: on_z(layer, as_heads(z, own, shape).float()))]
 
+# %% ../../nbs/models/05_forward.ipynb #c9781332
+def all_z_hooks(
+    model,  # A TransformerLens bridge
+    on_z,  # Called as `on_z(layer, z)` with every layer's `z`
+) -> list:  # [(hook name, function)] for `hooked`
+    "Return the `z_hooks` of every layer."
+    return [hook for layer in range(model.cfg.n_layers) for hook in z_hooks(model, layer, on_z)]
+
 # %% ../../nbs/models/05_forward.ipynb #2543ad01
 def _forward(model, ids, on_z, behind=None, **kwargs):
     "Return what the model's own forward returns; call `on_z` with each layer's `z`."
-    hooks = []
-    if on_z:
-        hooks = [hook for layer in range(model.cfg.n_layers) for hook in z_hooks(model, layer, on_z)]
-    with hooked(model, hooks):
+    with hooked(model, all_z_hooks(model, on_z) if on_z else []):
         return forward(model, ids, behind, **kwargs)
 
 

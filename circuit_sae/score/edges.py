@@ -14,8 +14,8 @@ from ..core import Head, InputError, head_index, one_of, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import metric_name
-from ..models.forward import behind_end, check_at_end, fitting_batch, forward, hook_names, hooked
-from ..models.forward import input_device, last_logits, run, z_hooks
+from ..models.forward import all_z_hooks, behind_end, check_at_end, fitting_batch, forward, hook_names
+from ..models.forward import hooked, input_device, last_logits, run
 from ..models.support import check_model
 from ..models.writes import head_shape, layer_heads, write_matrices
 from ..results import EdgeScores, HeadScores, layer_order
@@ -82,7 +82,7 @@ def _scaled_hooks(model, z):
     def keep(layer, x):
         z[layer] = x.detach()
 
-    return [hook for layer in range(model.cfg.n_layers) for hook in z_hooks(model, layer, keep)]
+    return all_z_hooks(model, keep)
 
 # %% ../../nbs/score/09_edges.ipynb #601a7d44
 def _run_z(model, ids, lengths):
@@ -181,9 +181,6 @@ def _batch_size(bound):
     floats = 2 * cfg.n_layers * cfg.n_heads * length * cfg.d_model
     on_cpu = int(np.clip(400e6 // (4 * floats), 1, 24))
     return fitting_batch(input_device(bound.model), 4 * floats + gradient_bytes(bound.model, length), on_cpu, most=64)
-
-# %% ../../nbs/score/09_edges.ipynb #595c8471
-#| export
 
 # %% ../../nbs/score/09_edges.ipynb #e85f299e
 def _names(into):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 
-from ..models.forward import as_ids, behind_end, forward, hook_names, last_logits, z_hooks
+from ..models.forward import all_z_hooks, as_ids, behind_end, forward, hook_names, last_logits
 from ..models.support import is_mixture, mlp_activation, rotary_table
 from circuit_sae.score.flow_rules import (
     Attention,
@@ -370,7 +370,7 @@ def cache_layers(
     last = f'blocks.{len(layers) - 1}.hook_resid_post'
     hooks.append((last, lambda x, hook: kept.update(x=x[:, start:].float().to(ids.device))))
     if on_z:
-        hooks += [hook for layer in range(len(layers)) for hook in z_hooks(model, layer, on_z)]
+        hooks += all_z_hooks(model, on_z)
     behind = behind_end(ids, lengths)
     with model.hooks(fwd_hooks=hooks):
         return last_logits(forward(model, ids, behind, scored=False), behind), caches, kept['x']

@@ -375,7 +375,7 @@ def batch(
     "Return the flow of the pairs of a batch (steps 1 to 4 and 6)."
     ids = np.concatenate([batch.positives, batch.negatives])
     lengths = torch.as_tensor(batch.lengths).flatten()
-    on_z = pooled.looking_on(batch) if pooled else None
+    on_z = pooled.in_one_pass(batch) if pooled else None
     logits, caches, resid = self.cache(ids, batch.start, lengths, on_z, edges == 'all')
     if pooled:
         pooled.finish(batch, logits)
