@@ -43,6 +43,17 @@ def _use_warm(path, root):
         warm.lend()
 
 
+def _renew_thread_pool():
+    """Make the thread pool of this process, in its only thread.
+
+    A fork has no threads. PyTorch replaces its pool when a thread first asks for it, and fails ("Invalid thread pool!")
+    if two new threads ask at the same time, as those that read weights do.
+    """
+    import torch
+
+    torch.set_num_threads(torch.get_num_threads())
+
+
 def _draw_only(figure):
     "Draw a figure without layout and pixels, which take most of the time; return an empty image."
     engine = figure.get_layout_engine()
@@ -75,6 +86,7 @@ def _run(notebook, save, log):
     os.environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
     os.environ['PYTHONPATH'] = str(root)  # for the processes that a notebook starts
     os.chdir(path.parent)
+    _renew_thread_pool()
     _use_warm(path, root)
     nb = read_nb(path)
     shell = CaptureShell(path)
