@@ -39,7 +39,7 @@ def _command(sub, name, about):
 _MODEL = "a short name (see 'circuit_sae models'), a name on the Hugging Face hub, or a local folder"
 
 # %% ../nbs/06_cli.ipynb #e02f53bb
-def _add_task(c, n=250, task_seed=0, batch_size=50):
+def _add_task(c, n=250, task_seed=0):
     "Add the options for task and model."
     add = c.add_argument
     add(
@@ -53,7 +53,7 @@ def _add_task(c, n=250, task_seed=0, batch_size=50):
     add('--task_seed', type=int, default=task_seed, help='seed of the prompts' + ('' if n else of_run.format(0)))
     add('--device', help='cpu, cuda, ... (default: a GPU if there is one)')
     add('--dtype', default='float32', help='float32, bfloat16 or float16')
-    add('--batch_size', type=int, default=batch_size, help='prompt pairs in a forward pass')
+    add('--batch_size', type=int, help='prompt pairs in a forward pass (default: chosen for the machine)')
     add(
         '--answer_token',
         default='whole',
@@ -69,19 +69,18 @@ _DEFAULTS = dict(preset='quick', n_train=10, seed=0, pool='mean', n_flow=20, min
 
 _SETTINGS = dict(
     preset="'quick', 'full' for more training steps, or 'paper' for the published protocol",
-    score="what ranks the heads: 'flow', the attribution of the difference between positive and negative prediction, "
-    "'attribution', attribution patching, or 'unique codes', "
-    'as published (default: flow; for the preset paper unique codes)',
-    n_flow='pairs that flow or attribution run on',
+    score="what ranks the heads: 'attribution' patching, the difference 'flow', or 'unique codes', as published "
+    '(default: attribution; for the preset paper unique codes)',
+    n_flow='pairs that attribution or flow run on',
     min_effect='smallest effect of a head of the circuit, a fraction of the behaviour',
     confirm_pairs='pairs to patch at most, to confirm heads',
     n_train='examples that the autoencoder is trained on',
     seed='seed of the autoencoder and of the draw of its examples',
-    threshold='do not confirm: choose heads whose share of the sum of all scores (flow) or softmax (unique codes) is '
+    threshold='do not confirm: choose heads whose share of the sum of all scores (for unique codes: whose softmax) is '
     'at least this (default with --no-confirm: 0.01)',
     top_k='do not confirm: choose this many heads with the highest scores',
-    fdr='do not confirm: choose heads by a test of their score at this false discovery rate; flow and attribution are '
-    'compared with the answers of other pairs, unique codes with random labels',
+    fdr='do not confirm: choose heads by a test of their score at this false discovery rate; attributions are '
+    'compared with those of the answers of other pairs, unique codes with random labels',
     pool="how outputs are pooled over positions: 'mean', 'mean_no_bos' or 'last'",
 )
 _TYPES = dict(n_flow=int, n_train=int, seed=int, threshold=float, top_k=int, fdr=float)
@@ -153,7 +152,7 @@ def _add_report(sub):
 # %% ../nbs/06_cli.ipynb #7ff802df
 def _add_patch(sub):
     c = _command(sub, 'patch', "measure the effect of every head by patching; the task 'all' repeats the package's own")
-    _add_task(c, n=40, task_seed=1000, batch_size=None)
+    _add_task(c, n=40, task_seed=1000)
     c.add_argument('--ablation', default='resample', help="what replaces a head's output: 'resample', 'mean' or 'zero'")
     c.add_argument('--metric', default='logit_diff', help="'logit_diff', 'log_prob', 'prob' or 'kl_div'")
     _names(c, '--heads', 'patch only these heads, such as L20H0 (default: all)')

@@ -35,7 +35,7 @@ def _pairs(args):
 # %% ../nbs/05_commands.ipynb #10fa190c
 CHOICES = dict(
     preset=['quick', 'full', 'paper'],
-    score=['flow', 'attribution', 'unique codes'],
+    score=['attribution', 'flow', 'unique codes'],
     pool=['mean', 'mean_no_bos', 'last'],
     ablation=['resample', 'mean', 'zero'],
     metric=['logit_diff', 'log_prob', 'prob', 'kl_div'],
@@ -103,7 +103,7 @@ def check_command(args) -> int:
     "Print whether the model can do the task; return 3 if it cannot."
     task = _begin(args)
     model = _model(args, task)
-    behaviour = task.check(model, args.batch_size)
+    behaviour = task.check(model, **_batch_size(args))
     print(task, behaviour, sep='\n\n')
     return 0 if behaviour.ok else 3
 
@@ -199,7 +199,7 @@ def _draw(found, out):
     with whole_file(Path(out) / 'heads.png') as p:
         ax.figure.savefig(p, dpi=150)
     files = ['circuit.json', 'scores.csv', 'edges.csv', 'codes.csv', 'heads.png', 'acts.safetensors']
-    files += ['flow.safetensors'] * (found.flow is not None)
+    files += [f'{found.settings.ranking}.safetensors'] * (found.attribution is not None)
     files += ['effects.safetensors'] * (found.confirmation is not None)
     files += ['edges.safetensors'] * (found.settings.ranking != 'unique codes')
     files += ['pairs.jsonl'] * (Path(out) / 'pairs.jsonl').is_file()
@@ -239,7 +239,7 @@ def inspect_command(args):
     check_writable(page.parent)
     settings = _settings_of_run(args) or FindSettings(**_given(args))
     model, found = _found(args, task, settings)
-    inspector = inspect_circuit(found, model, _truth(args), args.batch_size)
+    inspector = inspect_circuit(found, model, _truth(args), **_batch_size(args))
     print(inspector)
     if inspector.truth is not None:
         hits = sum(h in _truth(args) for h in found.circuit)

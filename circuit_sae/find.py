@@ -22,12 +22,14 @@ from .circuit import Circuit, check_choice, confirmed_circuit, load_circuit, pre
 from .codes.activations import POOLS, PooledZ, cache_head_acts, load_acts
 from .codes.sae import load_sae
 from .codes.train import train_sae
+
+# %% ../nbs/04_find.ipynb #9e2d9f0c
 from .core import InputError, all_heads, cache_dir, check_writable, load_json, one_of, versions, whole_file
 from .data.batches import BoundTask, bind_task
 from .data.tasks import Task
 from .models.support import check_model
-from .results import EdgeScores, HeadScores
-from .score.attribution import rank_heads
+from .results import EdgeScores, HeadScores, PairScores
+from .score.attribution import HeadAttribution, rank_heads, ranking_record
 from .score.edges import attribute_edges
 from .score.flow import Flow, check_flow, difference_flow, flow_record
 from .score.null import attribution_null, check_null, flow_null
@@ -56,24 +58,30 @@ def preset_settings(
     return settings | changes
 
 # %% ../nbs/04_find.ipynb #ebc9f10c
-def _by_flow(bound, pooled, target='prediction'):
+def _by_flow(bound, pooled, settings):
     "Return the difference flow of a task; its passes fill `pooled`."
-    return difference_flow(bound, n=bound.n, target=target, pooled=pooled)
+    return difference_flow(bound, n=bound.n, target=settings.target, pooled=pooled, batch_size=settings.batch_size)
 
 
-def _by_attribution(bound, pooled, target=None):
-    "Return the default attribution of a task, which uses the answers where there are any."
-    return rank_heads(bound)
+def _by_attribution(bound, pooled, settings):
+    "Return the default attribution of a task, which uses the answers where there are any; its passes fill `pooled`."
+    try:
+        return rank_heads(bound, pooled=pooled, batch_size=settings.batch_size)
+    except InputError as e:
+        if e.code != 'no-difference':
+            raise
+    none = np.zeros((bound.n, 1, bound.model.cfg.n_layers * bound.model.cfg.n_heads), np.float32)
+    return HeadAttribution(none, np.zeros(bound.n), ranking_record(bound))
 
 
-SCORES = {'flow': _by_flow, 'attribution': _by_attribution, 'unique codes': None}
+SCORES = {'attribution': _by_attribution, 'flow': _by_flow, 'unique codes': None}
 
 
 def default_score(
     preset: str = 'quick',  # A name in `PRESETS`
 ) -> str:
     "Return the name of the score that ranks the heads if none is given."
-    return 'unique codes' if preset == 'paper' else 'flow'
+    return 'unique codes' if preset == 'paper' else 'attribution'
 
 # %% ../nbs/04_find.ipynb #5bc78d13
 @dataclass
@@ -86,11 +94,11 @@ class FindSettings:
     threshold: float | None = None  # choose heads by share; see `predict_circuit`
     top_k: int | None = None  # or by number
     fdr: float | None = None  # or by a test of their score at this false discovery rate
-    over: str | None = None  # how scores become shares; default: 'sum' for the flow, 'heads' for unique codes
+    over: str | None = None  # how scores become shares; default: 'sum' for attributions, 'heads' for unique codes
     pool: str = 'mean'  # how activations are pooled over positions; see `cache_head_acts`
     batch_size: int | None = None  # pairs in a forward pass; default: 50 on a CPU, on a GPU as many as fit
     score: str | None = None  # what ranks the heads, a name in `SCORES`; default: see `default_score`
-    n_flow: int = 20  # pairs that flow or attribution run on
+    n_flow: int = 20  # pairs that attribution or flow run on
     confirm: bool | None = None  # patch the heads that could matter on other pairs? default: see `confirms`
     min_effect: float = ConfirmSettings.min_effect  # smallest effect of a head of the circuit
     confirm_pairs: int = ConfirmSettings.n_pairs  # pairs to patch at most
@@ -105,7 +113,7 @@ def ranking(self: FindSettings) -> str:
 
 @patch(as_prop=True)
 def tests_answers(self: FindSettings) -> bool:
-    "Return whether heads are chosen by the test against the answers of other pairs: `fdr` of flow or attribution."
+    "Return whether heads are chosen by the test against the answers of other pairs: `fdr` of an attribution."
     return self.fdr is not None and self.ranking != 'unique codes'
 
 
@@ -225,7 +233,7 @@ class Found:
         circuit: Circuit,  # The heads that were chosen, with the scores of all heads
         settings: FindSettings,  # How it was found; if empty, the default settings
         timings: dict,  # Seconds of each stage; None if it was read from disk
-        flow: Flow = None,  # The difference flow, if it ranked the heads
+        attribution: PairScores = None,  # `HeadAttribution` or `Flow`: what ranked the heads; None for unique codes
         confirmation: Confirmation = None,  # The effects, if heads were chosen by them
         bound: BoundTask = None,  # The task with the model, to compute edges when they are asked for
     ):
@@ -236,11 +244,10 @@ class Found:
         self.circuit = circuit
         self.settings = settings or FindSettings()
         self.timings = timings
-        self.flow = flow
+        self.attribution = attribution
         self.confirmation = confirmation
         self.bound = bound
         self.nodes = circuit.scores
-        self.note = ''  # why the default score could not rank the heads
 
     @property
     def behaviour(self):  # `Behaviour`
@@ -289,8 +296,8 @@ def _edge_name(flow):
 
 
 def _flow_edges(flow):
-    "Return the edges of a flow; None if there is no flow, or if it has no edges."
-    if flow is None or flow.edges is None:
+    "Return the edges of a flow; None if this is not a flow, or if it has no edges."
+    if not isinstance(flow, Flow) or flow.edges is None:
         return None
     return EdgeScores(flow.between, flow.n_heads, _edge_name(flow), flow.signed_between, flow.made_from)
 
@@ -317,13 +324,13 @@ def _edges(found):
     if found.settings.ranking == 'unique codes':
         return _code_pairs(found)
     if found.bound is None:
-        return _saved_without_edges(found.flow)
+        return _saved_without_edges(found.attribution)
     receivers = [head for head in found.circuit if head.layer]
     if not receivers:
         return _no_edges(found.nodes)
     bound = found.bound.take(found.screen.made_from['n_pairs'])
     edges = _circuit_edges(bound, receivers)
-    if edges is None and found.flow is not None:
+    if edges is None and isinstance(found.attribution, Flow):
         edges = _flow_edges(difference_flow(bound, edges=True))
     return _code_pairs(found) if edges is None else edges
 
@@ -348,7 +355,7 @@ def pairs_used(self: Found) -> str:
         text += f', {self.screen.made_from.get("n_pairs", n)} for {self.screen.name}'
     if self.confirmation is not None:
         text += f', {self.confirmation.n_used} for confirmation'
-    return f'{text}. {self.note}'.rstrip() if self.note else text
+    return text
 
 # %% ../nbs/04_find.ipynb #0529277c
 @patch
@@ -405,27 +412,19 @@ def _saved_acts(bound, pool, path):
     if path and path.is_file():
         return load_acts(path, bound, pool=pool)
 
-
-def _saved_flow(path):
-    "Return the flow in a file, or None if other rules made it."
+# %% ../nbs/04_find.ipynb #50e2e4ab
+def _saved_screen(bound, name, path, target):
+    "Return the saved score if it is of these pairs and of this version of the rules, otherwise None."
+    if not path or not path.is_file():
+        return None
     try:
-        return Flow.load(path)
+        scores = PairScores.load(path)
     except InputError as e:
         if e.code != 'old-file':
             raise
-    return None
-
-# %% ../nbs/04_find.ipynb #50e2e4ab
-def _saved_screen(bound, name, path, target):
-    "Return the saved score if it is of these pairs, otherwise None."
-    if not path or not path.is_file():
         return None
-    if name == 'flow':
-        flow = _saved_flow(path)
-        return flow if flow is not None and flow.made_from == flow_record(bound, bound.n, target) else None
-    scores = HeadScores.load(path)
-    same = all(scores.made_from.get(k) == bound.identity[k] for k in ('model', 'pairs', 'n_pairs'))
-    return scores if same else None
+    wanted = flow_record(bound, bound.n, target) if name == 'flow' else ranking_record(bound)
+    return scores if scores.made_from == wanted else None
 
 # %% ../nbs/04_find.ipynb #61775a9b
 def _saved_confirmation(screen, settings, pairs, path):
@@ -453,9 +452,8 @@ def _screen(bound, settings, pooled, folder, seconds):
     n = split_pairs(bound.n, settings.n_flow, settings.confirm_pairs)[0] if settings.confirms else settings.n_flow
     first = bound.take(min(n, bound.n))
     path = _path(folder, name)
-    target = settings.target
-    saved = _saved_screen(first, name, path, target) if pooled is None or name != 'flow' else None
-    return _or_compute(saved, lambda: SCORES[name](first, pooled, target), path, seconds, name)
+    saved = _saved_screen(first, name, path, settings.target) if pooled is None else None
+    return _or_compute(saved, lambda: SCORES[name](first, pooled, settings), path, seconds, name)
 
 # %% ../nbs/04_find.ipynb #b1ce3f1a
 def _measure(bound, settings, folder, seconds, pooled):
@@ -531,7 +529,7 @@ def _test_answers(bound, settings, screen):
 
 
 def _choose(bound, counts, screen, settings):
-    "Return the circuit that the score chooses: flow, attribution or unique codes."
+    "Return the circuit that the score chooses: attribution, flow or unique codes."
     s = settings
     scores = counts if screen is None else _plain(screen)
     null = _test_answers(bound, s, screen) if s.tests_answers else None
@@ -552,8 +550,7 @@ def _find(bound, settings, folder):
     if settings.confirms and confirmation is None:
         confirmation = _confirm(bound, counts, settings, folder, seconds)
     circuit = _choose(bound, counts, screen, settings) if confirmation is None else confirmed_circuit(confirmation)
-    flow = screen if isinstance(screen, Flow) else None
-    return Found(bound.task, acts, sae, codes, circuit, settings, seconds, flow, confirmation, bound)
+    return Found(bound.task, acts, sae, codes, circuit, settings, seconds, screen, confirmation, bound)
 
 # %% ../nbs/04_find.ipynb #ecdd21a9
 def _bind(model, task):
@@ -563,30 +560,18 @@ def _bind(model, task):
         return bound
     return BoundTask(bound.model, bound.task.take(bound.n), bound.tokens)
 
-
-def _no_flow(bound):
-    "Return why attribution ranks the heads of this task and not the flow; '' if the flow can."
-    reasons = []
-    if bound.uneven:
-        reasons.append(f'prompts of unequal length in {len(bound.uneven)} of {bound.n} pairs')
-    if bound.long_answers:
-        reasons.append(f'answers of several tokens in {len(bound.long_answers)} of {bound.n} pairs')
-    return f'Attribution patching ranks the heads, because of {" and ".join(reasons)}.' if reasons else ''
-
 # %% ../nbs/04_find.ipynb #5b4363d7
 def _check_run(bound, settings):
-    "Check settings, task and model. Attribution ranks the heads if no score is given and the flow cannot run; say why."
-    note = _no_flow(bound) if settings.score is None and settings.ranking == 'flow' else ''
-    if note:
-        settings.score = 'attribution'
+    "Check settings, task and model."
     settings.check(bound.task)
     if settings.ranking == 'flow':
         check_flow(bound.model, bound.task)
     else:
         check_model(bound, 'activations')
+    if settings.ranking == 'attribution':
+        check_model(bound, 'attribution')
     if settings.tests_answers:
         _check_answers(bound)
-    return note
 
 
 def _check_answers(bound):
@@ -608,13 +593,13 @@ def find_circuit(
     seed: int = FindSettings.seed,  # Seed of the SAE and of the draw of its examples
     threshold: float | None = FindSettings.threshold,  # Choose heads by share; see `predict_circuit`
     top_k: int | None = FindSettings.top_k,  # Or by number
-    fdr: float | None = FindSettings.fdr,  # Or by a test of their score; flow and attribution then need answers
-    over: str | None = FindSettings.over,  # How scores become shares; default: 'sum' for the flow, else 'heads'
+    fdr: float | None = FindSettings.fdr,  # Or by a test of their score; attribution and flow then need answers
+    over: str | None = FindSettings.over,  # How scores become shares; default: 'sum' for attributions, else 'heads'
     pool=FindSettings.pool,  # How activations are pooled over positions; see `cache_head_acts`
     out=None,  # Folder in which every stage saves its result, and reads it if it is there
     batch_size: int | None = FindSettings.batch_size,  # Pairs in a forward pass; default: 50, on a GPU what fits
     score: str | None = FindSettings.score,  # What ranks the heads, a name in `SCORES`; default: see `default_score`
-    n_flow: int = FindSettings.n_flow,  # Pairs that flow or attribution run on, from the first on
+    n_flow: int = FindSettings.n_flow,  # Pairs that attribution or flow run on, from the first on
     confirm: bool | None = FindSettings.confirm,  # Confirm heads by patching? Default: unless a rule chooses by score
     min_effect: float = FindSettings.min_effect,  # Smallest effect of a head of the circuit
     confirm_pairs: int = FindSettings.confirm_pairs,  # Pairs to patch at most
@@ -632,10 +617,9 @@ def find_circuit(
     given = {k: v for k, v in locals().items() if k in names}
     settings = FindSettings(**given, changes=changes)
     bound = _bind(model, task)
-    note = _check_run(bound, settings)
+    _check_run(bound, settings)
     folder = check_writable(out) if out else None
     found = _find(bound, settings, folder)
-    found.note = note
     if folder:
         _add_edges(found, folder)
         found.save(folder, stages=False)
@@ -731,14 +715,15 @@ def _is_built_in(task):
 def save(
     self: Found,
     out,  # A folder; created if it does not exist
-    stages: bool = True,  # Save activations, flow and SAE too?
+    stages: bool = True,  # Save activations, attribution and SAE too?
 ):
     "Write circuit, scores, edges and codes, and the stages they come from; each file completely or not at all."
     out = check_writable(out)
     if not _is_built_in(self.task):
         self.task.save(out / 'pairs.jsonl')
     if stages:
-        parts = dict(acts=self.acts, sae=self.sae, flow=self.flow, effects=self.confirmation)
+        parts = dict(acts=self.acts, sae=self.sae, effects=self.confirmation)
+        parts[self.settings.ranking] = self.attribution
         parts['edges'] = None if self.settings.ranking == 'unique codes' else self.edges
         for name, stage in parts.items():
             if stage is not None:
@@ -781,12 +766,13 @@ def load_found(
         raise InputError(f"there is no circuit in '{folder}'. Run find_circuit(..., out='{folder}').", code='no-file')
     task = _task_of_run(load_json(folder / 'circuit.json'), folder) if task is None else task
     acts, sae = load_acts(_path(folder, 'acts')), load_sae(_path(folder, 'sae'))
-    flow = Flow.load(_path(folder, 'flow')) if settings.ranking == 'flow' else None
+    name = settings.ranking
+    attribution = None if name == 'unique codes' else PairScores.load(_path(folder, name))
     confirmation = Confirmation.load(_path(folder, 'effects')) if settings.confirms else None
     seconds = dict.fromkeys(load_json(folder / 'circuit.json')['seconds'])
     circuit = load_circuit(folder / 'circuit.json')
     codes = sae.codes(acts)  # type: ignore[operator]  # a method that `@patch` adds
-    found = Found(task, acts, sae, codes, circuit, settings, seconds, flow, confirmation)
+    found = Found(task, acts, sae, codes, circuit, settings, seconds, attribution, confirmation)
     edges = _path(folder, 'edges')
     if edges.is_file():
         found.edges = EdgeScores.load(edges)

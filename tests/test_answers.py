@@ -170,13 +170,13 @@ def test_stages_that_measure_one_token_refuse(bound):
         long.measure(judge, run_pairs(bound.model, batch.positives, batch.negatives)[0], batch.pairs)
 
 
-def test_find_says_why_attribution_ranks_the_heads():
+def test_attribution_ranks_heads_and_the_flow_refuses_answers_of_several_tokens():
     model = tiny_model()
     settings = dict(n_train=4, n_epochs=2, d_sae=8)
     found = find_circuit(model, Task('answers', make_pairs(12)), **settings)
-    assert found.settings.score == 'attribution' and 'several tokens in 9 of 12 pairs' in repr(found)
-    plain = find_circuit(model, ioi_task(n=6), **settings)
-    assert not plain.note and plain.settings.ranking == 'flow'
+    assert found.attribution.made_from['metric'] == 'logit_diff' and found.nodes.values.any()
+    with pytest.raises(InputError):
+        find_circuit(model, Task('answers', make_pairs(12)), score='flow', **settings)
     with pytest.raises(InputError):
         difference_flow(model, Task('answers', make_pairs(4)), target='logit_diff')
 

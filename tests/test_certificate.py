@@ -101,9 +101,9 @@ def test_stages_about_codes_run_only_if_codes_chose_the_heads(good, found, by_co
     assert 'autoencoder' not in good.hashes and '| autoencoder' not in good.to_markdown()
     assert list(good.seconds) == ['behaviour', 'stability', 'causes']
     audit = Audit(by_codes, planted.model)
-    assert audit.by_codes and not audit.by_flow and audit.stages == list(AUDIT_STAGES)
-    audit = Audit(found, planted.model)  # a false discovery rate of the flow
-    assert audit.by_flow and not audit.by_codes and audit.stages == ['behaviour', 'stability', 'causes']
+    assert audit.by_codes and not audit.by_attribution and audit.stages == list(AUDIT_STAGES)
+    audit = Audit(found, planted.model)  # a false discovery rate of the attribution
+    assert audit.by_attribution and not audit.by_codes and audit.stages == ['behaviour', 'stability', 'causes']
     text = certify(by_codes, planted.model, stop=False, **QUICK).to_markdown()
     assert '## The autoencoder and its codes' in text and '| autoencoder' in text
 

@@ -247,8 +247,9 @@ def test_find_circuit_without_flow(tmp_path):
 
     model = save_random_model(OTHER_MIXTURE, tmp_path, device='cpu')
     with refuses('unsupported-model'):
-        find_circuit(model, induction_task(n=6))
-    assert find_circuit(model, induction_task(n=6), score='unique codes', n_epochs=5, n_train=4).flow is None
+        find_circuit(model, induction_task(n=6), score='flow')
+    assert find_circuit(model, induction_task(n=6), n_epochs=5, n_train=4).attribution is not None
+    assert find_circuit(model, induction_task(n=6), score='unique codes', n_epochs=5, n_train=4).attribution is None
 
 
 def test_lost_attribution_warns(monkeypatch):

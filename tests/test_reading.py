@@ -98,9 +98,9 @@ def test_page_shows_attribution_and_edges(browser, planted, tmp_path):
     rows = browser(f"[...document.querySelectorAll('#flow-edges tbody tr')].map(r => {cells}.slice(0, 2))")
     assert rows == [[r.direction, r.head] for r in edges.itertuples()]
     bars = browser("[...document.querySelectorAll('#flow-positions .bar')].map(b => Number(b.dataset.value))")
-    assert bars == pytest.approx(insp.position_flow(head).attribution.tolist(), abs=1e-4)
+    assert bars == pytest.approx(insp.attribution_by_position(head).attribution.tolist(), abs=1e-4)
     codes = browser(f"[...document.querySelectorAll('#flow-codes tbody tr')].map(r => {cells})")
-    assert [int(c[1]) for c in codes] == insp.flow_of(head).pairs.tolist()
+    assert [int(c[1]) for c in codes] == insp.attribution_by_code(head).pairs.tolist()
     note = browser("document.querySelector('#codes-note').textContent")
     shown = float(re.search(r'effect ([+-][0-9.]+) %', note)[1])
     assert shown == pytest.approx(100 * insp.numbers_of(head)['effect'], abs=0.06)

@@ -142,7 +142,7 @@ def test_clock_memory_and_fresh_processes():
     assert results == [1, 2] and a >= 0
 
     def use_memory():
-        kept = np.ones(12_500_000)
+        kept = np.ones(50_000_000)
         kept.sum()
         race(lambda: None, repeats=10**4)
 

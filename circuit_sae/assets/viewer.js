@@ -133,8 +133,8 @@ function inspector(D) {
   }
 
   // The attribution of a head by the code of the positive; the first pairs only have an attribution.
-  function flowOf(k) {
-    const pairs = D.flow.pairs[k]
+  function attributionOf(k) {
+    const pairs = D.attribution.pairs[k]
     const found = new Map()
     pairs.forEach((a, row) => {
       const c = code(k, row)
@@ -149,7 +149,7 @@ function inspector(D) {
     return rows.sort((a, b) => b.share - a.share || a.code - b.code)
   }
 
-  return {flowOf, name, allThresholds, kept, placeOf, code, tokensOf, codesOf, rowsOf, promptsOf, switchWith, at, pairsOf}
+  return {attributionOf, name, allThresholds, kept, placeOf, code, tokensOf, codesOf, rowsOf, promptsOf, switchWith, at, pairsOf}
 }
 
 // Drawing. Text goes into the page as text, never as markup.
@@ -332,16 +332,16 @@ function view(D) {
     $('flow-title').textContent = `${I.name(h)}: ${D.score_name} ${number(D.scores[h])}`
     $('flow-note').textContent = numbersOf(h)
     showEdges(head)
-    for (const id of ['by-position', 'by-code']) $(id).hidden = !D.flow
-    if (!D.flow) return
-    const values = D.flow.positions[head]
+    for (const id of ['by-position', 'by-code']) $(id).hidden = !D.attribution
+    if (!D.attribution) return
+    const values = D.attribution.positions[head]
     const row = D.lengths.findIndex((n, i) => i < D.labels.length / 2 && n === values.length)
     const tokens = row < 0 ? [] : I.tokensOf(row)
     const labels = values.map((_, i) => `${row < 0 ? '' : tokenName(showBreaks(tokens[i])).slice(0, 14)} ${i - values.length}`.trim())
     $('flow-positions').replaceChildren(barChart(values, labels))
-    $('flow-positions-note').textContent = `Mean over ${plural(D.flow.n_pairs, 'pair')}; positions count from the end. `
+    $('flow-positions-note').textContent = `Mean over ${plural(D.attribution.n_pairs, 'pair')}; positions count from the end. `
       + (row < 0 ? '' : 'The tokens are those of one prompt.')
-    fillTable('flow-codes', I.flowOf(head).map(r =>
+    fillTable('flow-codes', I.attributionOf(head).map(r =>
       tableRow({}, codeName(r.code), r.pairs, signed(r.attribution), percent(r.share))))
   }
 

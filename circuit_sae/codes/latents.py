@@ -23,7 +23,7 @@ from ..models.rerun import collect_z
 from ..models.support import check_model
 from ..models.writes import attention_layers, post_norm, stack_heads, write_matrices
 from ..score.attribution import gradient_bytes, hook_gradients
-from ..score.flow import Flow
+from ..results import PairScores
 
 # %% ../../nbs/codes/04_latents.ipynb #7740d8f7
 def _write_gradients(model, ids, metric, lengths=None):
@@ -67,7 +67,7 @@ def _latent_row(latent, by_pair, where):
     return LatentAttribution(latent, float(by_pair.mean()), int((np.abs(by_pair) >= 0.01).sum()), position)
 
 # %% ../../nbs/codes/04_latents.ipynb #6bf46c69
-class CodeAttribution(Flow):
+class CodeAttribution(PairScores):
     "Hold the attribution of every head and the part of each latent; made by `attribute_codes`."
 
     kind = 'CodeAttribution'  # the name of this class in saved files
@@ -79,21 +79,17 @@ class CodeAttribution(Flow):
         where,  # float32 [position, n_layers * n_heads, latent]: the same, averaged over pairs
         made_from: dict,  # Model, task, metric and autoencoder
     ):
-        arrived = np.full(len(credit), np.nan, np.float32)  # an attribution has no remainder at the embeddings
-        super().__init__(credit, arrived, made_from)
-        self.name = 'attribution by latent'
+        super().__init__(credit, made_from, 'attribution by latent')
         self.carried = np.asarray(carried)
         self.where = np.asarray(where)
 
-    @property
-    def signed(self) -> np.ndarray:
-        "Return the attribution of each head, mean over pairs, [n_layers * n_heads]."
-        return self.by_pair.mean(0)
-
-    @property
-    def values(self) -> np.ndarray:
-        "Return the size of each head's attribution, [n_layers * n_heads]."
-        return np.abs(self.signed)
+    def of_pairs(
+        self,
+        pairs=slice(None),  # Numbers of pairs, which may repeat; default: all
+    ) -> tuple:  # (values, signed), float32 [n_layers * n_heads] each
+        "Return the size of each head's attribution, and the attribution: the mean over some pairs."
+        signed = self.by_pair[pairs].mean(0)
+        return np.abs(signed), signed
 
 # %% ../../nbs/codes/04_latents.ipynb #bb061bed
 @patch

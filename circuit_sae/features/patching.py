@@ -589,7 +589,7 @@ def check_features(
     return found
 
 # %% ../../nbs/features/05_patching.ipynb #dd263e73
-SHORTLIST = 64  # features that are patched by default
+SHORTLIST = 32  # features that are patched by default
 
 
 def _choose(bound, dictionary, features, positions, metric, batch_size):
@@ -606,7 +606,7 @@ def patch_features(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
     dictionary=None,  # A `Dictionary` of one site of the model
-    features=None,  # Numbers of features, or 'all' with a non-zero estimate; default: the 64 of largest estimate
+    features=None,  # Numbers of features, or 'all' with a non-zero estimate; default: the 32 of largest estimate
     positions='all',  # 'all', 'last' or a list of positions, negative ones from the end
     metric=None,  # A key of `METRICS`, 'kl_div' or a function; default: 'logit_diff', without answers 'kl_div'
     batch_size: int = 24,  # Pairs in a batch; a pass has up to 256 rows, one for each pair and feature

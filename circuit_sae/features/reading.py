@@ -850,7 +850,7 @@ def head_features(
     """Return what a head of a found circuit says: train a dictionary, patch its features, read them. Cached.
 
     1. Read the head's `z` at every token of a text and of the prompts; train a TopK dictionary.
-    2. Patch the 64 features of largest attribution, one at a time, on the prompts.
+    2. Patch the 32 features of largest attribution, one at a time, on the prompts.
     3. Read the `n` features of largest effect, and switch them off one after the other.
     4. On request (`upstream`), do the same for earlier heads and list which of their features feed these ones.
     """

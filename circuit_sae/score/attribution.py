@@ -6,7 +6,7 @@
 __all__ = ['FREE_METRICS', 'SUMMARIES', 'GRADIENT_PLACES', 'RANKING', 'no_weight_gradients', 'add_zeros', 'hook_gradients',
            'z_gradients', 'prediction_change', 'divergence', 'PairMetric', 'embeddings', 'gradient_bytes',
            'softer_softmax', 'summarize_pairs', 'HeadAttribution', 'check_difference', 'attribute_heads',
-           'ranking_settings', 'rank_heads']
+           'ranking_settings', 'rank_heads', 'ranking_record']
 
 # %% ../../nbs/score/04_attribution.ipynb #5bb181da
 import contextlib
@@ -25,7 +25,7 @@ from ..models.load import model_lock
 from ..models.rerun import collect_z
 from ..models.support import check_model
 from ..models.writes import attention_layers, stack_heads
-from ..results import HeadScores
+from ..results import PairScores
 
 # %% ../../nbs/score/04_attribution.ipynb #8a4996ef
 @contextlib.contextmanager
@@ -218,11 +218,20 @@ def _between(model, batch, measure, parts, rules):
     "Return `z` of positives and negatives, and the mean gradient at these parts of the way between them."
     measure.negative, z_neg = collect_z(model, batch.negatives, batch.lengths[1])
     z, gradient = _path_gradients(model, batch, measure, parts, rules)
-    return z, batch.at_partners(z_neg, axis=2), gradient
+    return z, z_neg, gradient
+
+# %% ../../nbs/score/04_attribution.ipynb #21d90eb9
+def _pool(pooled, batch, measure, z, z_neg):
+    "Give the `z` of both passes to a `PooledZ`."
+    on_z = pooled.in_two_passes(batch)
+    for of_prompts in (z, z_neg):
+        for layer, of_layer in enumerate(of_prompts):
+            on_z(layer, of_layer.flatten(2))
+    pooled.finish_two(batch, measure.positive, measure.negative)
 
 # %% ../../nbs/score/04_attribution.ipynb #1bdccd98
-def _pair_effects(bound, batch, metric, at='positive', rules=()):
-    "Return the effects on one batch, a tensor [row, n_layers * n_heads], and the changes of the metric, [row]."
+def _pair_effects(bound, batch, metric, at='positive', rules=(), pooled=None):
+    "Return the effects on one batch, a tensor [row, position, head], and the changes of the metric, [row]."
     measure = PairMetric(bound, metric, batch.rows)
     if at == 'both':
         z, z_neg, gradient = _at_both(bound.model, batch, measure, rules)
@@ -231,8 +240,12 @@ def _pair_effects(bound, batch, metric, at='positive', rules=()):
     else:
         parts = [1.0] if at == 'positive' else at
         z, z_neg, gradient = _between(bound.model, batch, measure, parts, rules)
-    effects = ((z - z_neg) * gradient).double().sum((2, 4))  # [layer, pair, head]
-    return effects.transpose(0, 1).flatten(1), measure.change().double()
+    if pooled is not None:
+        _pool(pooled, batch, measure, z, z_neg)
+    if at not in ('both', 'negative'):
+        z_neg = batch.at_partners(z_neg, axis=2)
+    effects = ((z - z_neg) * gradient).double().sum(4)  # [layer, row, position, head]
+    return effects.permute(1, 2, 0, 3).flatten(2), measure.change().double()
 
 # %% ../../nbs/score/04_attribution.ipynb #15e867bf
 def gradient_bytes(
@@ -247,18 +260,25 @@ def gradient_bytes(
 
 # %% ../../nbs/score/04_attribution.ipynb #e387eb4f
 def _by_pair(batches, arrays, n):
-    "Return effects [pair, head] and changes [pair]; every row of a pair has the metric of the pair."
-    pairs = np.concatenate([batch.pairs for batch in batches])
-    n_rows = np.concatenate([batch.n_rows for batch in batches])
-    parts = np.concatenate(arrays[::2]) / n_rows[:, None]
-    effects, changes = np.zeros((n, parts.shape[1])), np.zeros(n)
-    np.add.at(effects, pairs, parts)
-    changes[pairs] = np.concatenate(arrays[1::2])
-    return effects, changes
+    """Return effects, float32 [pair, position, head], and changes [pair].
+
+    Pairs are aligned at the last position of the prompt; what falls on the tokens of an answer counts there. Every row
+    of a pair has the metric of the pair; their effects are averaged.
+    """
+    n_pos = max(int(batch.lengths[0].max()) for batch in batches)
+    effects = np.zeros((n, n_pos, arrays[0].shape[2]), np.float32)
+    changes = np.zeros(n)
+    for batch, of_rows, change in zip(batches, arrays[::2], arrays[1::2]):
+        changes[batch.pairs] = change
+        for pair, n_rows, length, own in zip(batch.pairs, batch.n_rows, batch.lengths[0], of_rows):
+            effects[pair, -length:] += own[:length] / n_rows
+            effects[pair, -1] += own[length:].sum(0) / n_rows
+    first = np.abs(effects).any((0, 2)).argmax()  # before it the prompts do not differ
+    return effects[:, first:].copy(), changes
 
 # %% ../../nbs/score/04_attribution.ipynb #89d10d5c
 def _all_effects(bound, batch_size, **settings):
-    "Return the effects on all pairs, [pair, n_layers * n_heads], and the changes of the metric, [pair]."
+    "Return the effects on all pairs, [pair, position, n_layers * n_heads], and the changes of the metric, [pair]."
     model = bound.model
     if batch_size is None:
         pair_bytes = gradient_bytes(model, max(map(len, bound.tokens.ids)))
@@ -305,39 +325,63 @@ def summarize_pairs(
     """
     one_of(summary, SUMMARIES, 'summary')
     if summary == 'sum':
-        signed = effects.sum(0) / changes.sum()
+        signed = effects.sum(0) / (changes.sum() or np.inf)
         return np.abs(signed), signed
-    shares = effects / (changes[:, None] if summary == 'median share' else changes.mean())
+    shares = effects / (changes[:, None] if summary == 'median share' else changes.mean() or np.inf)
     signed = np.median(shares, 0)
     return (np.abs(signed) if summary == 'median' else np.median(np.abs(shares), 0)), signed
 
 # %% ../../nbs/score/04_attribution.ipynb #fe645b0b
-class HeadAttribution(HeadScores):
-    "Hold the estimated effect of every head on every pair, and its summary over pairs."
+class HeadAttribution(PairScores):
+    "Hold the estimated effect of every head on every pair, by position, and its summary over pairs."
 
     kind = 'HeadAttribution'
 
     def __init__(
         self,
-        by_pair,  # Signed effects in units of the metric, float [pair, n_layers * n_heads]
+        by_position,  # Signed effects in units of the metric, float32 [pair, position, n_layers * n_heads]
         changes,  # Change of the metric from negative to positive, float [pair]
         made_from: dict,  # Model, task and settings
         name: str = 'attribution patching',  # What the score is called in tables and titles
     ):
-        self.by_pair = np.asarray(by_pair)
+        super().__init__(by_position, made_from, name)
         self.changes = np.asarray(changes)
-        values, signed = summarize_pairs(self.by_pair, self.changes, made_from['summary'])
-        super().__init__(values, made_from['model']['n_heads'], name, signed, made_from, over='sum')
 
-    def to_state(self) -> tuple:  # (dict of arrays, dict of plain values)
-        "Return what a saved file holds."
-        return dict(by_pair=self.by_pair, changes=self.changes), self.made_from | dict(name=self.name)
+    @property
+    def unit(self) -> float:  # type: ignore[override]
+        "Return the mean change of the metric; infinite if it is 0, so that every fraction of it is 0."
+        return float(self.changes.mean()) or np.inf
 
-    @classmethod
-    def from_state(cls, arrays, info):
-        "Return the attribution that `to_state` described."
-        made_from = {k: v for k, v in info.items() if k != 'name'}
-        return cls(arrays['by_pair'], arrays['changes'], made_from, info['name'])
+# %% ../../nbs/score/04_attribution.ipynb #aafa8910
+@patch
+def of_pairs(
+    self: HeadAttribution,
+    pairs=slice(None),  # Numbers of pairs, which may repeat; default: all
+) -> tuple:  # (values, signed), float [n_layers * n_heads] each
+    "Return the effects of all heads, summarised over some pairs, as fractions of the metric's change."
+    return summarize_pairs(self.by_pair[pairs], self.changes[pairs], self.made_from['summary'])
+
+
+@patch
+def to_state(self: HeadAttribution) -> tuple:  # (dict of arrays, dict of plain values)
+    "Return what a saved file holds."
+    return dict(by_position=self.by_position, changes=self.changes), self.made_from | dict(name=self.name)
+
+
+@patch(cls_method=True)
+def from_state(cls: HeadAttribution, arrays: dict, info: dict) -> HeadAttribution:
+    "Return the attribution that `to_state` described."
+    made_from = {k: v for k, v in info.items() if k != 'name'}
+    return HeadAttribution(arrays['by_position'], arrays['changes'], made_from, info['name'])
+
+# %% ../../nbs/score/04_attribution.ipynb #16e80df3
+@patch
+def __repr__(self: HeadAttribution) -> str:
+    m = self.made_from
+    title = f"{self.name}: '{m['task']}' in {m['model']['name']}, {len(self.changes)} pairs"
+    order = 'estimated effects of patching, as fractions of the difference'
+    rows = [f'  {h!s:<7}{s:>+7.1%}   largest at position {self.peak(h)}' for h, s in self.ranked(10)]
+    return '\n'.join([title, order, *rows])
 
 # %% ../../nbs/score/04_attribution.ipynb #4911fbc0
 GRADIENT_PLACES = ['positive', 'negative', 'both']
@@ -403,6 +447,7 @@ def attribute_heads(
     summary: str = None,  # See `summarize_pairs`; default: 'sum', and 'median size' for a metric without answers
     temperature: float = 1.0,  # Take the gradient of every softmax at this temperature; see `softer_softmax`
     rules=(),  # Further hooks that change the backward pass, [(hook name, function)]
+    pooled=None,  # A `PooledZ` of the same task, which receives every head's `z` from the same passes
 ) -> HeadAttribution:  # Fractions of the metric's difference; raises `InputError` if the metric does not differ
     """Estimate the effect of resampling every head by gradients (AtP, arXiv 2310.10348; EAP-IG, arXiv 2403.17806).
 
@@ -420,7 +465,8 @@ def attribute_heads(
     place = _place(steps, at)
     check_pairs(bound, answers=needs_answers, equal_length=place != 'positive', long_answers=True)
     rules = [*rules, *(softer_softmax(bound.model, temperature) if temperature != 1 else ())]
-    effects, changes = _all_effects(bound, batch_size, metric=metric, at=place, rules=rules)
+    pooled = None if bound.long_answers else pooled
+    effects, changes = _all_effects(bound, batch_size, metric=metric, at=place, rules=rules, pooled=pooled)
     check_difference(changes.sum(), bound.n)
     named = metric_name(metric) if needs_answers else metric
     made_from = bound.identity | dict(steps=steps, at=place, metric=named, summary=summary, temperature=temperature)
@@ -444,8 +490,15 @@ def ranking_settings(
 def rank_heads(
     model,  # A TransformerLens bridge, or a `BoundTask`
     task: Task = None,  # The task, with pairs of equal length; leave it out if `model` is a `BoundTask`
-    **changes,  # Settings of `attribute_heads` that replace the default
+    **changes,  # Settings of `attribute_heads` that replace the default, and its other arguments
 ) -> HeadAttribution:
     "Rank heads by the default attribution."
     bound = bind_task(model, task)
     return attribute_heads(bound, **(ranking_settings(bound) | changes))
+
+
+def ranking_record(
+    bound: BoundTask,  # The task
+) -> dict:
+    "Return the `made_from` of `rank_heads` on these pairs, to compare it with a saved attribution."
+    return bound.identity | dict(steps=None, at='positive') | ranking_settings(bound)

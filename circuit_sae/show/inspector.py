@@ -69,7 +69,7 @@ class Inspector:
         self.circuit = found.circuit
         self.scores: HeadScores = found.nodes
         self.is_positive = acts.is_positive
-        self.flow = found.flow
+        self.attribution = found.attribution
         self.confirmation = found.confirmation
         self._found = found
         self._bound = bound
@@ -197,20 +197,20 @@ def codes_of(
 
 # %% ../../nbs/show/02_inspector.ipynb #2d6d2005
 @patch
-def flow_of(
+def attribution_by_code(
     self: Inspector,
     head,  # A head in any spelling
-):  # pandas DataFrame, one row a code: the fields of `CodeFlow`
-    "Return the attribution of a head by the code of the positive; raise `InputError` if heads were not scored by flow."
+):  # pandas DataFrame, one row a code: the fields of `CodeShare`
+    "Return the attribution of a head by the code of the positive; raise `InputError` if codes scored the heads."
     import pandas as pd
 
-    if self.flow is None:
+    if self.attribution is None:
         raise InputError(
             'heads were scored by their codes, so there is no attribution. Use find_circuit(model, task), which scores '
             'heads by attribution.',
-            code='no-flow',
+            code='no-attribution',
         )
-    return pd.DataFrame(self.flow.by_code(head, self.codes))
+    return pd.DataFrame(self.attribution.by_code(head, self.codes))
 
 # %% ../../nbs/show/02_inspector.ipynb #588547f9
 def code_name(
@@ -535,27 +535,27 @@ def numbers_of(
 
 # %% ../../nbs/show/02_inspector.ipynb #a8c29207
 @patch
-def position_flow(
+def attribution_by_position(
     self: Inspector,
     head,  # A head in any spelling
 ):  # pandas DataFrame: `position` from the end, `attribution` (mean over pairs), `size` (median of the absolute value)
-    "Return the attribution of a head by position; raise `InputError` if heads were not scored by flow."
+    "Return the attribution of a head by position; raise `InputError` if codes scored the heads."
     import pandas as pd
 
-    self.flow_of(head)  # checks that there is a flow
-    mine = self.flow.by_position[:, :, self.index(head)]
+    self.attribution_by_code(head)  # checks that there is one
+    mine = self.attribution.by_position[:, :, self.index(head)] / self.attribution.unit
     position = np.arange(-mine.shape[1], 0)
     return pd.DataFrame(dict(position=position, attribution=mine.mean(0), size=np.median(np.abs(mine), 0)))
 
 # %% ../../nbs/show/02_inspector.ipynb #2c39a9f7
 @patch
-def plot_flow(
+def plot_attribution(
     self: Inspector,
     head,  # A head in any spelling
     ax=None,  # Where to draw; default: a new figure
 ):  # The axis
     "Draw the mean attribution of a head by position."
-    table = self.position_flow(head)
+    table = self.attribution_by_position(head)
     ax = new_axis(ax, (5, 2.2))
     largest = table.attribution.abs() == table.attribution.abs().max()
     ax.bar(table.position, table.attribution, color=np.where(largest, TRUE_COLOR, '.5'))

@@ -74,11 +74,11 @@ def _rounded(x, digits=5):
     return np.round(np.asarray(x, dtype=float), digits).tolist()
 
 # %% ../../nbs/show/03_viewer.ipynb #4e6ff569
-def _flow_data(insp, heads):
-    "Return the attribution of heads by position and by pair; None if heads were not scored by flow."
-    if insp.flow is None:
+def _attribution_data(insp, heads):
+    "Return the attribution of heads by position and by pair; None if codes scored the heads."
+    if insp.attribution is None:
         return None
-    mine = insp.flow.by_position[:, :, heads]
+    mine = insp.attribution.by_position[:, :, heads] / insp.attribution.unit
     pairs = _rounded(mine.sum(1).T)
     return dict(n_pairs=len(mine), positions=_rounded(mine.mean(0).T), pairs=pairs)
 
@@ -142,7 +142,7 @@ def _header(insp, heads, prompts, arrays, vocabulary):
         vocabulary=vocabulary,
         lengths=[len(tokens) for tokens in insp.tokens],
         arrays=[(name, x.itemsize, len(x)) for name, x in arrays.items()],
-        flow=_flow_data(insp, heads),
+        attribution=_attribution_data(insp, heads),
         edges=_edge_data(insp, heads),
         edge_name=insp.edges.name,
         features=_feature_data(insp),
@@ -332,7 +332,7 @@ class Controls:
             'cut',
             'roc',
             'pairs',
-            'flow',
+            'attribution',
             'card',
             'prediction',
             'chosen_prediction',
@@ -398,7 +398,12 @@ def _arrange(self: Controls, w):
     codes = w.VBox([w.HBox([self.head, self.code]), answers])
     threshold = w.VBox([self.threshold, self.cut, self.roc])
     pairs = w.VBox([w.HBox([self.first, self.second]), self.pairs])
-    tabs = {'Codes and prompts': codes, 'Attribution and edges': self.flow, 'Threshold': threshold, 'Two heads': pairs}
+    tabs = {
+        'Codes and prompts': codes,
+        'Attribution and edges': self.attribution,
+        'Threshold': threshold,
+        'Two heads': pairs,
+    }
     if self.insp.features:
         tabs['Features'] = self._arrange_features(w)
     return w.Tab(list(tabs.values()), titles=list(tabs))
@@ -420,7 +425,7 @@ def _show_codes(self: Controls):
         label = f'{code_name(row.code)} ({row.positives} + / {row.negatives} −) {_unique_mark(row.unique)}'
         options.append((label.rstrip(), row.code))
     _offer(self.code, options)
-    self._show_flow()
+    self._show_attribution()
     self._show_code()  # the number of the first code may be the same for two heads
 
 # %% ../../nbs/show/03_viewer.ipynb #e2257159
@@ -464,17 +469,17 @@ def _numbers_text(insp, head):
 
 # %% ../../nbs/show/03_viewer.ipynb #bedcc3d8
 @patch
-def _show_flow(self: Controls):
+def _show_attribution(self: Controls):
     "Show attribution and edges of the chosen head."
     insp, head = self.insp, self.head.value
     parts = [f'<b>{_numbers_text(insp, head)}</b>']
-    if insp.flow is not None:
-        by_position = insp.position_flow(head).drop(columns='size')
-        by_code = insp.flow_of(head)[['code', 'pairs', 'attribution', 'share']]
+    if insp.attribution is not None:
+        by_position = insp.attribution_by_position(head).drop(columns='size')
+        by_code = insp.attribution_by_code(head)[['code', 'pairs', 'attribution', 'share']]
         parts += [f'<b>By position</b>{_table_html(by_position)}', f'<b>By code</b>{_table_html(by_code)}']
     parts.append(f'<b>Strongest edges</b>{_table_html(insp.edges_of(head))}')
     cells = ''.join(f'<div style="margin-right:2em">{part}</div>' for part in parts[1:])
-    self.flow.value = f'{parts[0]}<div style="display:flex;flex-wrap:wrap">{cells}</div>'
+    self.attribution.value = f'{parts[0]}<div style="display:flex;flex-wrap:wrap">{cells}</div>'
 
 # %% ../../nbs/show/03_viewer.ipynb #f9d107ce
 @patch

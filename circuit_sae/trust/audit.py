@@ -34,7 +34,7 @@ from ..models.load import load_model, model_identity
 from ..score.association import node_association
 from ..stats import share
 from .diversity import diversity
-from .stability import stability, stability_of_effects, stability_of_flow
+from .stability import stability, stability_of_attribution, stability_of_effects
 from ..truth.references import truth_mask
 
 # %% ../../nbs/trust/03_audit.ipynb #09d56a56
@@ -180,19 +180,19 @@ def by_effect(self: Audit) -> bool:
 
 @patch(as_prop=True)
 def by_codes(self: Audit) -> bool:
-    "Return whether codes chose the heads: unique codes, a test of them, or there is no flow."
+    "Return whether codes chose the heads: unique codes, a test of them, or there is no attribution."
     if self.by_effect:
         return False
     settings = self.circuit.settings
-    return not self.by_flow or bool(settings.get('fdr') and not settings.get('null'))
+    return not self.by_attribution or bool(settings.get('fdr') and not settings.get('null'))
 
 
 @patch(as_prop=True)
-def by_flow(self: Audit) -> bool:
-    "Return whether flow ranks the heads; heads given as a list are ranked by the flow if there is one."
+def by_attribution(self: Audit) -> bool:
+    "Return whether attribution ranks the heads; those given as a list are ranked by it if there is one."
     if self.by_effect:
         return False
-    return self.found.flow is not None and self.circuit.settings.get('score') != 'unique codes'
+    return self.found.attribution is not None and self.circuit.settings.get('score') != 'unique codes'
 
 # %% ../../nbs/trust/03_audit.ipynb #30860949
 @patch(as_prop=True)
@@ -347,12 +347,12 @@ def _training(sae):
 
 
 def _draw_again(a):
-    "Return the `Stability` of the circuit: by effect, by flow, or with newly trained autoencoders."
+    "Return the `Stability` of the circuit: by effect, by attribution, or with newly trained autoencoders."
     n_draws = a.settings.n_draws
     if a.by_effect:
         return stability_of_effects(a.found.confirmation, a.circuit, n_draws=n_draws)
-    if a.by_flow:
-        return stability_of_flow(a.found.flow, a.circuit, n_draws=n_draws)
+    if a.by_attribution:
+        return stability_of_attribution(a.found.attribution, a.circuit, n_draws=n_draws)
     seeds, training = a.settings.seeds, _training(a.found.sae)
     return stability(a.found.acts, circuit=a.circuit, n_draws=n_draws, seeds=seeds, **training)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['seed_correlation', 'Estimate', 'Agreement', 'agreement', 'DrawSettings', 'Stability', 'stability_of_codes',
-           'stability', 'stability_of_flow', 'stability_of_effects', 'safe_deletions']
+           'stability', 'stability_of_attribution', 'stability_of_effects', 'safe_deletions']
 
 # %% ../../nbs/trust/02_stability.ipynb #513a8e12
 import inspect
@@ -227,17 +227,23 @@ def uncertain(self: Stability) -> list:
     "Return the uncertain heads, most often chosen first."
     return self.of_kind('uncertain')
 
+# %% ../../nbs/trust/02_stability.ipynb #c1ff5d55
+@patch(as_prop=True)
+def needs_sae(self: Stability) -> bool:
+    "Return whether codes choose the heads in a draw, and not attributions or effects."
+    return not (self.settings.get('score') or self.settings.get('min_effect'))
+
 # %% ../../nbs/trust/02_stability.ipynb #ffe087fa
 @patch(as_prop=True)
 def design(self: Stability) -> str:
     "Return how the draws were made and how a circuit was chosen in each, as one sentence."
     s = self.settings
     groups = '' if s['n_groups'] == s['n_pairs'] else f' with {s["n_groups"]} wordings'
-    if s.get('flow') or s.get('min_effect'):
+    if not self.needs_sae:
         over = ''
     else:
         over = f' over {len(s["seeds"])} SAEs (as informative as {self.n_effective:.0f} independent draws)'
-    score = 'flow' if s.get('flow') else 'unique codes'
+    score = s.get('score') or 'unique codes'
     chosen = f'all heads with q ≤ {s["fdr"]:g}' if s['fdr'] else f'the {s["k"]} best heads by {score}'
     if s.get('min_effect'):
         chosen = f'all heads with a significant effect of at least {s["min_effect"]:.0%}'
@@ -259,8 +265,7 @@ def verdict(self: Stability) -> str:
 def similarity(self: Stability) -> str:
     "Return how similar two draws are, as one sentence."
     both = self.jaccard, self.rank_correlation
-    without_sae = self.settings.get('flow') or self.settings.get('min_effect')
-    jaccard, rank = (x.within for x in both) if without_sae else both
+    jaccard, rank = both if self.needs_sae else (x.within for x in both)
     return f'Two draws: Jaccard index of circuits {jaccard}; rank correlation of scores {rank}.'
 
 # %% ../../nbs/trust/02_stability.ipynb #8f36ef73
@@ -287,8 +292,7 @@ def table(
 def notes(self: Stability) -> list:
     "Return warnings: a single SAE, and heads of the circuit that are not stable."
     notes = []
-    without_sae = self.settings.get('flow') or self.settings.get('min_effect')
-    if len(self.settings['seeds']) == 1 and not without_sae:
+    if len(self.settings['seeds']) == 1 and self.needs_sae:
         notes.append('! One SAE: the effect of its seed is unknown and the intervals are too narrow. Give more seeds.')
     lost = [str(h) for h in self.circuit if h not in self.stable]
     if lost:
@@ -482,25 +486,24 @@ def stability(
     return stability_of_codes(codes, acts.is_positive, circuit, seeds, **draw)
 
 # %% ../../nbs/trust/02_stability.ipynb #d9c8ff0d
-def stability_of_flow(
-    flow,  # `Flow`
+def stability_of_attribution(
+    attribution,  # `PairScores`, such as `HeadAttribution` or `Flow`
     circuit=None,  # The `Circuit` or heads in question; each draw chooses as many, unless `k` is given
     **kwargs,  # Fields of `DrawSettings`; not `fdr`
 ) -> Stability:  # Raises `InputError` if there is neither a circuit nor `k`
-    "Choose a circuit by flow in each of many draws of prompts."
+    "Choose a circuit by attribution in each of many draws of prompts."
     draw = DrawSettings(**kwargs)
     if draw.fdr is not None or draw.k is None and circuit is None:
         raise InputError(
-            'expected the circuit, or k, the number of heads to choose; a flow has no false discovery rate.',
+            'expected the circuit, or k, the number of heads to choose; an attribution has no false discovery rate.',
             code='no-rule',
         )
-    size = np.abs(flow.by_pair)  # [pair, head]
-    k, _ = draw.choose_rule(None if circuit is None else list(circuit), size.shape[1])
-    pairs = draw_pairs(len(size), draw.n_draws, draw.resample, draw.by, draw.seed)
-    by_mean = flow.summary == 'mean'
-    draws = [np.abs(flow.by_pair[drawn].mean(0)) if by_mean else np.median(size[drawn], 0) for drawn in pairs.T]
-    scores = np.stack(draws)
-    record = draw.record(len(size)) | dict(k=k, fdr=None, n_perm=None, n_heads=flow.n_heads, flow=True, seeds=[0])
+    n = len(attribution.by_pair)
+    k, _ = draw.choose_rule(None if circuit is None else list(circuit), len(attribution))
+    pairs = draw_pairs(n, draw.n_draws, draw.resample, draw.by, draw.seed)
+    scores = np.stack([attribution.of_pairs(drawn)[0] for drawn in pairs.T])
+    record = draw.record(n) | dict(k=k, fdr=None, n_perm=None, n_heads=attribution.n_heads, seeds=[0])
+    record['score'] = attribution.name
     return _compare(scores[None], top_weights(scores, k)[None], record, circuit)
 
 # %% ../../nbs/trust/02_stability.ipynb #23dd59a2
