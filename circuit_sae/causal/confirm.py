@@ -105,13 +105,14 @@ def unpatched_bound(
     level: float = 0.95,  # Coverage
 ) -> float:  # 0 if every head was patched
     "Return an upper bound on the largest effect among heads that were not patched."
-    from scipy.stats import chi2
+    from scipy.special import gammaincinv
 
     rest = np.asarray(rest, dtype=float)
     if not len(rest):
         return 0.0
     floor = max(float(rest.mean()), 1e-12)
-    factor = 2 * (np.asarray(size) / (np.asarray(score) + floor)).sum() / chi2.ppf(1 - level, 2 * len(size))
+    half_quantile = gammaincinv(len(size), 1 - level)  # of the chi-squared distribution with 2 len(size) degrees
+    factor = (np.asarray(size) / (np.asarray(score) + floor)).sum() / half_quantile
     return _largest(np.maximum(factor * (rest + floor), 1e-12), level)
 
 # %% ../../nbs/causal/03_confirm.ipynb #77378da8
@@ -123,13 +124,13 @@ def choose_heads(
     fdr: float = 0.05,  # False discovery rate over the patched heads
 ) -> tuple:  # (bool [head]: chosen, float [head]: adjusted p-values of no effect; NaN if not patched)
     "Return the heads whose effect differs from zero over pairs and is at least `min_effect` in size."
-    from scipy.stats import t
+    from scipy.special import stdtr
 
     patched = np.isfinite(effect) & (n > 1)
     q = np.full(len(effect), np.nan)
     if patched.any():
         ratio = np.abs(effect[patched]) / np.maximum(se[patched], 1e-12)
-        q[patched] = adjust(2 * t.sf(ratio, n[patched] - 1))
+        q[patched] = adjust(2 * stdtr(n[patched] - 1, -ratio))
     return patched & (np.nan_to_num(q, nan=1.0) <= fdr) & (np.abs(np.nan_to_num(effect)) >= min_effect), q
 
 # %% ../../nbs/causal/03_confirm.ipynb #0c43ba27
@@ -141,13 +142,13 @@ def undecided(
     least: int = 10,  # Pairs that a head above `min_effect` is patched on at least
 ) -> np.ndarray:  # bool [head]; False for a head that was not patched
     "Return the heads that need more pairs: neither clearly below `min_effect` nor clearly above it on `least` pairs."
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     free = np.maximum(n - 1, 1)
     size = np.abs(effect)
     with np.errstate(invalid='ignore'):
-        dropped = size + t.ppf(0.95, free) * se < min_effect
-        above = size - t.ppf(0.975, free) * se > min_effect
+        dropped = size + stdtrit(free, 0.95) * se < min_effect
+        above = size - stdtrit(free, 0.975) * se > min_effect
         return np.isfinite(size + se) & ~dropped & ~(above & (n >= least))
 
 # %% ../../nbs/causal/03_confirm.ipynb #660fc864
@@ -192,9 +193,9 @@ class Confirmation(HeadScores):
     @property
     def half(self) -> np.ndarray:
         "Return half of the 95 % interval of each effect, float [n_layers * n_heads]."
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
-        return t.ppf(0.975, np.maximum(self.n_of_head - 1, 1)) * self.se
+        return stdtrit(np.maximum(self.n_of_head - 1, 1), 0.975) * self.se
 
 # %% ../../nbs/causal/03_confirm.ipynb #6fd290ed
 def fitted_heads(

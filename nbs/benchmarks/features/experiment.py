@@ -4,7 +4,7 @@ python nbs/benchmarks/features/experiment.py --model smollm2-135m --task ioi
 python nbs/benchmarks/features/experiment.py --task ioi --parts heads agreement
 python nbs/benchmarks/features/experiment.py --model gemma3-270m --task greater_than --device cuda --out results
 
-The defaults are sizes for two cores; with `--parts curves` they take about a quarter of an hour. Larger ones:
+The defaults are sizes for two cores; with `--parts curves` they take about ten minutes. Larger ones:
 --pairs 12 --width 1152 --steps 400 --prompts 150 --prose 200 --taus .001 .003 .01 .03 .1 --seeds 0 1.
 
 Results go to <task>.csv, <task>_heads.csv and <task>_agreement.csv beside this file or in the folder of `--out`, for
