@@ -430,7 +430,8 @@ def plot_positions(
     places = [p for p, _, _ in cards[0].positions]
     ax.set_xticks(range(len(places)), places, fontsize=8)
     ax.set_yticks(range(len(cards)), [f'#{c.feature}' for c in cards], fontsize=8)
-    ax.set(xlabel='position from the end', title=self.title)
+    title = self.title if len(cards) == len(self) else f'First {len(cards)} of the {self.title}'
+    ax.set(xlabel='position from the end', title=title)
     return ax
 
 # %% ../../nbs/features/07_reading.ipynb #d9ee0b42
