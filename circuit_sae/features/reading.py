@@ -31,7 +31,7 @@ from ..data.batches import BoundTask, bind_task, pair_batches
 from ..data.tasks import Encoder, Task
 from .dictionary import Dictionary, check_dictionary, load_dictionary
 from .feature_flow import feature_edges
-from .patching import FeatureEffects, check_features, feature_passes, patch_features
+from .patching import FeatureEffects, check_features, feature_passes, kept_passes, patch_features
 from .sites import Site, read_sites, resolve_site
 from circuit_sae.features.token_acts import (
     Documents,
@@ -598,6 +598,7 @@ def switch_off(
     n_shown: int = 6,  # Prompts to keep the prediction of
     n_top: int = 5,  # Tokens to keep of each prediction
     batch_size: int = 24,  # Pairs in a batch
+    passes=None,  # What `feature_passes` yields, as a list, if it has been made; default: made here
 ) -> SwitchedOff:  # Raises `InputError` for a feature that does not exist
     "Measure the prediction with the first 0, 1, 2, … features switched off together, and with all features."
     bound = bind_task(model, task)
@@ -608,13 +609,15 @@ def switch_off(
     prob = np.zeros((len(masks), bound.n))
     shown = {}
     encoder = Encoder(bound.model)
-    for passes in feature_passes(bound, None, dictionary, batch_size=batch_size):
-        n = len(passes.pairs)
-        for rows in torch.arange(len(masks) * n).split(passes.n_rows()):
+    if passes is None:
+        passes = feature_passes(bound, None, dictionary, batch_size=batch_size)
+    for own in passes:
+        n = len(own.pairs)
+        for rows in torch.arange(len(masks) * n).split(own.n_rows()):
             step, pair = rows // n, rows % n
-            logits = passes.run(pair, masks[step])
-            places = step.numpy(), passes.pairs[pair.numpy()]
-            found = _metric_of(bound, logits, places[1], passes.negative_logits[pair])
+            logits = own.run(pair, masks[step])
+            places = step.numpy(), own.pairs[pair.numpy()]
+            found = _metric_of(bound, logits, places[1], own.negative_logits[pair])
             metric[places] = found[0]
             prob[places] = 0 if found[1] is None else found[1]
             wanted = [row for row, i in enumerate(places[1]) if i < n_shown]
@@ -826,11 +829,12 @@ def _compute_features(bound, site, text, settings, upstream):
     acts = token_acts(model, _join(documents, prompts), site)
     s = settings
     dictionary = train_dictionary(acts, 'topk', s['width'], s['k'], steps=s['steps'], seed=s['seed'], batch=512)
-    effects = patch_features(bound, None, dictionary)
+    passes = kept_passes(bound, dictionary)
+    effects = patch_features(bound, None, dictionary, passes=passes)
     n = sum(max(len(row) - acts.skip, 0) for row in documents.ids)
     on_text = TokenActs(site, acts.x[:n], documents, acts.model, acts.skip)
     cards = read_features(model, dictionary, text=on_text, task=bound, effects=effects, upstream=upstream, n=s['n'])
-    off = switch_off(bound, None, dictionary, [c.feature for c in cards])
+    off = switch_off(bound, None, dictionary, [c.feature for c in cards], passes=passes)
     cards.title = f"{len(cards)} strongest features of {s['head']} on '{bound.name}'"
     return HeadFeatures(s['head'], dictionary, effects, cards, off, settings)
 
