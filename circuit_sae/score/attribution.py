@@ -265,16 +265,16 @@ def _by_pair(batches, arrays, n):
     Pairs are aligned at the last position of the prompt; what falls on the tokens of an answer counts there. Every row
     of a pair has the metric of the pair; their effects are averaged.
     """
-    n_pos = max(int(batch.lengths[0].max()) for batch in batches)
+    starts = [min(batch.start, int(batch.lengths[0].min()) - 1) for batch in batches]  # before, prompts do not differ
+    n_pos = max(int(batch.lengths[0].max()) - start for batch, start in zip(batches, starts))
     effects = np.zeros((n, n_pos, arrays[0].shape[2]), np.float32)
     changes = np.zeros(n)
-    for batch, of_rows, change in zip(batches, arrays[::2], arrays[1::2]):
+    for batch, start, of_rows, change in zip(batches, starts, arrays[::2], arrays[1::2]):
         changes[batch.pairs] = change
         for pair, n_rows, length, own in zip(batch.pairs, batch.n_rows, batch.lengths[0], of_rows):
-            effects[pair, -length:] += own[:length] / n_rows
+            effects[pair, start - length :] += own[start:length] / n_rows
             effects[pair, -1] += own[length:].sum(0) / n_rows
-    first = np.abs(effects).any((0, 2)).argmax()  # before it the prompts do not differ
-    return effects[:, first:].copy(), changes
+    return effects, changes
 
 # %% ../../nbs/score/04_attribution.ipynb #89d10d5c
 def _all_effects(bound, batch_size, **settings):
