@@ -10,12 +10,12 @@ __all__ = ['DEVICE', 'CountedTensor', 'Counts', 'CountingDevice', 'move_weights'
 import contextlib
 import sys
 from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 from ..core import InputError
 
 # %% ../../nbs/bench/02_counting.ipynb #c0de0005
@@ -166,6 +166,26 @@ def _wrap(x):
     "Return a tensor in a wrapper; any other object as it is."
     return CountedTensor(x) if isinstance(x, torch.Tensor) and not isinstance(x, CountedTensor) else x
 
+# %% ../../nbs/bench/02_counting.ipynb #20524683
+def _map(f, x):
+    "Return nested lists, tuples and dictionaries with `f` of each object in them; `tree_map` takes longer."
+    if isinstance(x, dict):
+        return {key: _map(f, value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return type(x)([_map(f, value) for value in x])
+    return f(x)
+
+
+def _tensors(x):
+    "Return the tensors in nested lists, tuples and dictionaries."
+    if isinstance(x, torch.Tensor):
+        return [x]
+    if isinstance(x, dict):
+        x = x.values()
+    elif not isinstance(x, (list, tuple)):
+        return []
+    return [tensor for value in x for tensor in _tensors(value)]
+
 # %% ../../nbs/bench/02_counting.ipynb #bcdeb4bb
 def move_weights(
     module,  # A PyTorch module
@@ -226,50 +246,60 @@ def add(
         self.places[_package_line()] += 1
 
 # %% ../../nbs/bench/02_counting.ipynb #c0de000f
+class _Operator(NamedTuple):
+    "Hold what the schema of an operator says."
+
+    name: str  # Without namespace and overload
+    is_view: bool  # Returns a view of its argument?
+    returns_argument: bool  # Does a result share memory with an argument?
+    writes: bool  # Changes an argument?
+
+
+@lru_cache(None)
+def _operator(func):
+    "Return what the schema of an operator says."
+    schema = func._schema
+    returned = [x.alias_info for x in schema.returns]
+    return _Operator(
+        schema.name.partition('::')[2],
+        bool(returned) and all(x is not None and not x.is_write for x in returned),
+        any(x is not None for x in returned),
+        any(x.alias_info is not None and x.alias_info.is_write for x in schema.arguments),
+    )
+
+# %% ../../nbs/bench/02_counting.ipynb #359eded4
 _WAITING = ('_local_scalar_dense', 'item', 'is_nonzero', 'equal', 'nonzero', 'masked_select', 'bincount', '_unique2')
 _WAITING += ('unique_dim', 'unique_consecutive', 'repeat_interleave')
 _INDEXING = ('index', 'index_put', 'index_put_', '_index_put_impl_')
 
 
-def _name(func):
-    "Return the name of an operator without namespace and overload."
-    return func._schema.name.partition('::')[2]
-
-
-def _waits(func, args):
+def _waits(name, args):
     "Return whether an operator has to know numbers on the device before it can go on."
-    name = _name(func)
     if name not in _INDEXING:
         return name in _WAITING
     booleans = [x for x in args[1] if isinstance(x, CountedTensor) and x.dtype == torch.bool]
     return bool(booleans) and not (name != 'index' and args[2].numel() == 1)  # this one is a masked fill
 
-# %% ../../nbs/bench/02_counting.ipynb #359eded4
-def _is_view(func):
-    "Return whether an operator returns a view of its argument."
-    returned = [x.alias_info for x in func._schema.returns]
-    return bool(returned) and all(x is not None and not x.is_write for x in returned)
-
 # %% ../../nbs/bench/02_counting.ipynb #c0de0010
 @patch
 def dispatch(self: CountingDevice, func, args, kwargs):
     "Compute one operator and count it."
-    leaves = tree_leaves((args, kwargs))
-    counted = any(isinstance(x, CountedTensor) for x in leaves)
+    tensors = _tensors((args, kwargs))
+    counted = any(isinstance(x, CountedTensor) for x in tensors)
     target = kwargs.get('device')
     here = target is not None and torch.device(target).type == DEVICE
     if not counted and not here:
         return func(*args, **kwargs)
-    name = _name(func)
+    name = _operator(func).name
     if name == '_to_copy':
         return self._copy(func, args, kwargs, counted, here)
     if name == 'copy_' and isinstance(args[0], CountedTensor) != isinstance(args[1], CountedTensor):
         self.add('to_device' if isinstance(args[0], CountedTensor) else 'to_host')
-    self._check_devices(func, args, kwargs)
+    self._check_devices(name, args, tensors)
     self.add('operators')
-    if not _is_view(func):
+    if not _operator(func).is_view:
         self.add('kernels')
-    if _waits(func, args):
+    if _waits(name, args):
         self.add('to_host')
     return _compute(func, args, kwargs)
 
@@ -287,35 +317,36 @@ def _copy(self: CountingDevice, func, args, kwargs, counted, here):
     return CountedTensor(plain)
 
 # %% ../../nbs/bench/02_counting.ipynb #deb41164
-def _on_host(tree):
-    "Return the tensors on the CPU in nested arguments; a number may be anywhere."
-    leaves = [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor) and x.dim()]
-    return [x for x in leaves if not isinstance(x, CountedTensor)]
+def _on_host(tensors):
+    "Return the tensors on the CPU; a number may be anywhere."
+    return [x for x in tensors if not isinstance(x, CountedTensor) and x.dim()]
 
 
 @patch
-def _check_devices(self: CountingDevice, func, args, kwargs):
+def _check_devices(self: CountingDevice, name, args, tensors):
     "Raise `RuntimeError` if tensors of both devices meet, as a GPU does; an index is copied to the device."
-    if _name(func) == 'copy_':
+    if name == 'copy_':
         return
-    indexes = _on_host(args[1]) if _name(func) in _INDEXING else []
-    hosts = _on_host((args, kwargs))
+    hosts = _on_host(tensors)
+    indexes = _on_host(_tensors(args[1])) if name in _INDEXING else []
     if len(hosts) > len(indexes):
-        raise RuntimeError(f'{func}: expected tensors on one device, got a tensor of the CPU of shape {hosts[0].shape}')
+        raise RuntimeError(f'{name}: expected tensors on one device, got a tensor of the CPU of shape {hosts[0].shape}')
     for _ in indexes:
         self.add('to_device')
 
 # %% ../../nbs/bench/02_counting.ipynb #c0de0012
 def _compute(func, args, kwargs):
     "Return the result of an operator on the inner tensors, wrapped."
-    plain_args, plain_kwargs = tree_map_only(CountedTensor, _inner, (args, kwargs))
+    plain_args = _map(_inner, args)
+    plain_kwargs = _map(_inner, kwargs)
     if 'device' in plain_kwargs:
         plain_kwargs['device'] = torch.device('cpu')
     out = func(*plain_args, **plain_kwargs)
-    wrapped = tree_map_only(torch.Tensor, _wrap, out)
-    if any(x.alias_info is not None and x.alias_info.is_write for x in func._schema.arguments):
+    wrapped = _map(_wrap, out)
+    operator = _operator(func)
+    if operator.writes:
         return args[0] if isinstance(out, torch.Tensor) else wrapped  # in place
-    return return_and_correct_aliasing(func, args, kwargs, wrapped)
+    return return_and_correct_aliasing(func, args, kwargs, wrapped) if operator.returns_argument else wrapped
 
 # %% ../../nbs/bench/02_counting.ipynb #c0de0014
 @patch
