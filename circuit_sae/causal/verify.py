@@ -270,12 +270,14 @@ def check_gap(
             )
 
 # %% ../../nbs/causal/02_verify.ipynb #95494cab
-def _measure_kinds(bound, sets, ablations, metric, batch_size):
+def _measure_kinds(bound, sets, ends, ablations, metric, batch_size):
     "Return the metric by kind of set, float32 [ablation, set, pair] each, and on negatives; run equal sets once."
-    rows, which = np.unique(np.concatenate([*sets.values()]), axis=0, return_inverse=True)
+    others = {kind: rows for kind, rows in sets.items() if kind not in ('all', 'none')}
+    rows, which = np.unique(np.concatenate([*others.values()]), axis=0, return_inverse=True)
     measured, negative = measure_sets(bound, None, rows, ablations, metric, batch_size)
-    ends = np.cumsum([len(s) for s in sets.values()])[:-1]
-    return dict(zip(sets, np.split(measured[:, which.ravel()], ends, axis=1))), negative
+    stops = np.cumsum([len(s) for s in others.values()])[:-1]
+    parts = np.split(measured[:, which.ravel()], stops, axis=1)
+    return dict(all=ends[:, :1], none=ends[:, 1:], **dict(zip(others, parts))), negative
 
 # %% ../../nbs/causal/02_verify.ipynb #0ef0c6c3
 def verify_circuit(
@@ -312,7 +314,7 @@ def verify_circuit(
     sets = head_sets(mask, size[1], n_random, n_subsets, seed)
     ends = measure_sets(bound, None, np.r_[sets['all'], sets['none']], kinds, metric, batch_size)[0]
     check_gap(ends, kinds, record['metric'])
-    measured, negative = _measure_kinds(bound, sets, kinds, metric, batch_size)
+    measured, negative = _measure_kinds(bound, sets, ends, kinds, metric, batch_size)
     return Verification([h for h, c in zip(all_heads(*size), mask) if c], measured, negative, record, scores)
 
 # %% ../../nbs/causal/02_verify.ipynb #f7406fa0
