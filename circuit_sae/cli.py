@@ -65,13 +65,13 @@ def _add_task(c, n=250, task_seed=0):
     add('--chat', nargs='?', const=True, default=False, help=chat)
 
 # %% ../nbs/06_cli.ipynb #979296f8
-_DEFAULTS = dict(preset='quick', n_train=10, seed=0, pool='mean', n_flow=20, min_effect=0.05, confirm_pairs=60)
+_DEFAULTS = dict(preset='quick', n_train=10, seed=0, pool='mean', score_pairs=20, min_effect=0.05, confirm_pairs=60)
 
 _SETTINGS = dict(
     preset="'quick', 'full' for more training steps, or 'paper' for the published protocol",
     score="what ranks the heads: 'attribution' patching, the difference 'flow', or 'unique codes', as published "
     '(default: attribution; for the preset paper unique codes)',
-    n_flow='pairs that attribution or flow run on',
+    score_pairs='pairs that attribution or flow run on',
     min_effect='smallest effect of a head of the circuit, a fraction of the behaviour',
     confirm_pairs='pairs to patch at most, to confirm heads',
     n_train='examples that the autoencoder is trained on',
@@ -83,7 +83,7 @@ _SETTINGS = dict(
     'compared with those of the answers of other pairs, unique codes with random labels',
     pool="how outputs are pooled over positions: 'mean', 'mean_no_bos' or 'last'",
 )
-_TYPES = dict(n_flow=int, n_train=int, seed=int, threshold=float, top_k=int, fdr=float)
+_TYPES = dict(score_pairs=int, n_train=int, seed=int, threshold=float, top_k=int, fdr=float)
 _TYPES |= dict(min_effect=float, confirm_pairs=int)
 
 # %% ../nbs/06_cli.ipynb #2dd7564c

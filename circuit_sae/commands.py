@@ -108,7 +108,7 @@ def check_command(args) -> int:
     return 0 if behaviour.ok else 3
 
 # %% ../nbs/05_commands.ipynb #90fa6dc9
-_OPTIONS: tuple = 'preset', 'n_train', 'seed', 'threshold', 'top_k', 'fdr', 'pool', 'score', 'n_flow'
+_OPTIONS: tuple = 'preset', 'n_train', 'seed', 'threshold', 'top_k', 'fdr', 'pool', 'score', 'score_pairs'
 _OPTIONS += 'confirm', 'min_effect', 'confirm_pairs'
 
 

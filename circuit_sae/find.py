@@ -98,7 +98,7 @@ class FindSettings:
     pool: str = 'mean'  # how activations are pooled over positions; see `cache_head_acts`
     batch_size: int | None = None  # pairs in a forward pass; default: 50 on a CPU, on a GPU as many as fit
     score: str | None = None  # what ranks the heads, a name in `SCORES`; default: see `default_score`
-    n_flow: int = 20  # pairs that attribution or flow run on
+    score_pairs: int = 20  # pairs that attribution or flow run on
     confirm: bool | None = None  # patch the heads that could matter on other pairs? default: see `confirms`
     min_effect: float = ConfirmSettings.min_effect  # smallest effect of a head of the circuit
     confirm_pairs: int = ConfirmSettings.n_pairs  # pairs to patch at most
@@ -161,8 +161,8 @@ def _check_numbers(settings, n_pairs):
             'Give more pairs or a smaller n_train.',
             code='training-examples',
         )
-    if s.n_flow < 1:
-        raise InputError(f'n_flow must be at least 1 pair, got {s.n_flow}.', code='pair-count')
+    if s.score_pairs < 1:
+        raise InputError(f'score_pairs must be at least 1 pair, got {s.score_pairs}.', code='pair-count')
     if s.confirm and s.chosen_by_score:
         raise InputError(
             'threshold, top_k, fdr and over choose heads by their score; confirm=True chooses them by their effect. '
@@ -198,6 +198,9 @@ def check(
         one_of(name, [f.name for f in fields(self) if f.name != 'changes'] + known, 'setting')
 
 # %% ../nbs/04_find.ipynb #3c389cc6
+_RENAMED = dict(n_flow='score_pairs')  # names of settings in folders of earlier versions
+
+
 @patch(cls_method=True)
 def from_folder(
     cls: FindSettings,
@@ -218,7 +221,8 @@ def from_folder(
     if saved['run'].get('confirm'):
         choice['over'] = None
     changes = set(inspect.signature(train_sae).parameters) - {'n_examples', 'seed'}
-    return FindSettings(**saved['run'], **choice, changes={k: v for k, v in saved['sae'].items() if k in changes})
+    run = {_RENAMED.get(k, k): v for k, v in saved['run'].items()}
+    return FindSettings(**run, **choice, changes={k: v for k, v in saved['sae'].items() if k in changes})
 
 # %% ../nbs/04_find.ipynb #6d2f5661
 class Found:
@@ -449,7 +453,9 @@ def _saved_sae(acts, training, path):
 def _screen(bound, settings, pooled, folder, seconds):
     "Return the score of every head; its passes fill `pooled` unless that is None. Read it if nothing has to be pooled."
     name = settings.ranking
-    n = split_pairs(bound.n, settings.n_flow, settings.confirm_pairs)[0] if settings.confirms else settings.n_flow
+    n = settings.score_pairs
+    if settings.confirms:
+        n = split_pairs(bound.n, n, settings.confirm_pairs)[0]
     first = bound.take(min(n, bound.n))
     path = _path(folder, name)
     saved = _saved_screen(first, name, path, settings.target) if pooled is None else None
@@ -509,7 +515,7 @@ def _plain(scores):
 # %% ../nbs/04_find.ipynb #d8b1483a
 def _confirm(bound, screen, settings, folder, seconds, pooled=None):
     "Return the effects of the heads that could matter. Read them from the folder if nothing has to be pooled."
-    n_first, pairs, same = split_pairs(bound.n, settings.n_flow, settings.confirm_pairs)
+    n_first, pairs, same = split_pairs(bound.n, settings.score_pairs, settings.confirm_pairs)
     if settings.ranking == 'unique codes':
         same = True  # the codes of all prompts were counted
     path = _path(folder, 'effects')
@@ -599,7 +605,7 @@ def find_circuit(
     out=None,  # Folder in which every stage saves its result, and reads it if it is there
     batch_size: int | None = FindSettings.batch_size,  # Pairs in a forward pass; default: 50, on a GPU what fits
     score: str | None = FindSettings.score,  # What ranks the heads, a name in `SCORES`; default: see `default_score`
-    n_flow: int = FindSettings.n_flow,  # Pairs that attribution or flow run on, from the first on
+    score_pairs: int = FindSettings.score_pairs,  # Pairs that attribution or flow run on, from the first on
     confirm: bool | None = FindSettings.confirm,  # Confirm heads by patching? Default: unless a rule chooses by score
     min_effect: float = FindSettings.min_effect,  # Smallest effect of a head of the circuit
     confirm_pairs: int = FindSettings.confirm_pairs,  # Pairs to patch at most
@@ -608,7 +614,7 @@ def find_circuit(
     """Find the heads that carry out a task.
 
     1. Bind the task to the model and check the settings.
-    2. Score every head on the first `n_flow` pairs.
+    2. Score every head on the first `score_pairs` pairs.
     3. Patch the heads that could matter on other pairs; the circuit has the heads with an effect of at least
        `min_effect`. With `confirm=False` the score chooses (O'Neill & Bui, arXiv 2405.12522, section 3).
     4. Run the other prompts; keep the pooled output of every head. Train the SAE and read the codes of all prompts.
@@ -691,7 +697,7 @@ def record(self: Found) -> dict:
     for setting in ('answer_token', 'equal_length', 'template'):
         task[setting] = getattr(self.task, setting)
     s = self.settings
-    run = dict(preset=s.preset, pool=s.pool, n_train=s.n_train, seed=s.seed, score=s.ranking, n_flow=s.n_flow)
+    run = dict(preset=s.preset, pool=s.pool, n_train=s.n_train, seed=s.seed, score=s.ranking, score_pairs=s.score_pairs)
     run |= dict(confirm=s.confirms, min_effect=s.min_effect, confirm_pairs=s.confirm_pairs)
     return dict(
         task=self.task.settings | task,

@@ -229,6 +229,11 @@ class PairScores(HeadScores):
         return self.by_position.sum(1)
 
     @cached_property
+    def fractions(self) -> np.ndarray:
+        "Return the signed attribution as a fraction of the whole difference, [pair, position, head]."
+        return self.by_position / self.unit
+
+    @cached_property
     def _of_all(self):
         "Return score and signed score over all pairs."
         return self.of_pairs()
@@ -303,7 +308,7 @@ def by_code(
             code='score-shape',
         )
     mine = codes[:n, i]
-    rows = [_on_code(code, mine, self.by_position[:, :, i] / self.unit) for code in np.unique(mine)]
+    rows = [_on_code(code, mine, self.fractions[:, :, i]) for code in np.unique(mine)]
     return sorted(rows, key=lambda row: -row.share)
 
 # %% ../nbs/02_results.ipynb #e465e150

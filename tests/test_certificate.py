@@ -65,7 +65,7 @@ def test_broken_task_in_a_real_model():
     "Swapped answers; other broken tasks are those of a planted model below."
     model = load_model('smollm2-135m')
     examples = ioi_task(n=13).bind(model).examples  # as many pairs as 270 heads need
-    check_refused(model, BROKEN['cannot'](examples), 'cannot', top_k=8, n_flow=2)
+    check_refused(model, BROKEN['cannot'](examples), 'cannot', top_k=8, score_pairs=2)
 
 
 @pytest.mark.parametrize('rule', BROKEN)

@@ -95,11 +95,11 @@ def test_page_shows_attribution_and_edges(browser, planted, tmp_path):
     head = insp.heads[0]
     edges = insp.edges_of(head)
     cells = '[...r.cells].map(c => c.textContent)'
-    rows = browser(f"[...document.querySelectorAll('#flow-edges tbody tr')].map(r => {cells}.slice(0, 2))")
+    rows = browser(f"[...document.querySelectorAll('#attribution-edges tbody tr')].map(r => {cells}.slice(0, 2))")
     assert rows == [[r.direction, r.head] for r in edges.itertuples()]
-    bars = browser("[...document.querySelectorAll('#flow-positions .bar')].map(b => Number(b.dataset.value))")
+    bars = browser("[...document.querySelectorAll('#attribution-positions .bar')].map(b => Number(b.dataset.value))")
     assert bars == pytest.approx(insp.attribution_by_position(head).attribution.tolist(), abs=1e-4)
-    codes = browser(f"[...document.querySelectorAll('#flow-codes tbody tr')].map(r => {cells})")
+    codes = browser(f"[...document.querySelectorAll('#attribution-codes tbody tr')].map(r => {cells})")
     assert [int(c[1]) for c in codes] == insp.attribution_by_code(head).pairs.tolist()
     note = browser("document.querySelector('#codes-note').textContent")
     shown = float(re.search(r'effect ([+-][0-9.]+) %', note)[1])

@@ -270,7 +270,7 @@ function view(D) {
     const h = I.kept[k]
     $('codes-title').textContent = `${I.name(h)}: ${D.score_name} ${number(D.scores[h])}`
     $('codes-note').textContent = numbersOf(h)
-    $('flow-head').value = k
+    $('attribution-head').value = k
     showFlow()
     fillTable('code-table', codes.map(r => {
       const button = el('button', {'aria-pressed': false}, codeName(r.code))
@@ -323,14 +323,14 @@ function view(D) {
     const go = h => el('button', {onclick: () => I.placeOf.has(h) && chooseHead(I.placeOf.get(h)), disabled: I.placeOf.has(h) ? null : ''}, I.name(h))
     const rows = [['from', D.edges[k].from], ['to', D.edges[k].to]].flatMap(([direction, edges]) =>
       edges.map(([h, v]) => tableRow({'data-direction': direction}, direction, go(h), number(v))))
-    fillTable('flow-edges', rows)
+    fillTable('attribution-edges', rows)
     $('edges-caption').textContent = `Strongest edges (${D.edge_name})`
   }
 
   function showFlow() {
     const h = I.kept[head]
-    $('flow-title').textContent = `${I.name(h)}: ${D.score_name} ${number(D.scores[h])}`
-    $('flow-note').textContent = numbersOf(h)
+    $('attribution-title').textContent = `${I.name(h)}: ${D.score_name} ${number(D.scores[h])}`
+    $('attribution-note').textContent = numbersOf(h)
     showEdges(head)
     for (const id of ['by-position', 'by-code']) $(id).hidden = !D.attribution
     if (!D.attribution) return
@@ -338,10 +338,10 @@ function view(D) {
     const row = D.lengths.findIndex((n, i) => i < D.labels.length / 2 && n === values.length)
     const tokens = row < 0 ? [] : I.tokensOf(row)
     const labels = values.map((_, i) => `${row < 0 ? '' : tokenName(showBreaks(tokens[i])).slice(0, 14)} ${i - values.length}`.trim())
-    $('flow-positions').replaceChildren(barChart(values, labels))
-    $('flow-positions-note').textContent = `Mean over ${plural(D.attribution.n_pairs, 'pair')}; positions count from the end. `
+    $('attribution-positions').replaceChildren(barChart(values, labels))
+    $('attribution-positions-note').textContent = `Mean over ${plural(D.attribution.n_pairs, 'pair')}; positions count from the end. `
       + (row < 0 ? '' : 'The tokens are those of one prompt.')
-    fillTable('flow-codes', I.attributionOf(head).map(r =>
+    fillTable('attribution-codes', I.attributionOf(head).map(r =>
       tableRow({}, codeName(r.code), r.pairs, signed(r.attribution), percent(r.share))))
   }
 
@@ -612,10 +612,10 @@ function view(D) {
     const marks = (D.circuit.includes(h) ? ' ●' : space + space) + (isTrue(h) ? ' ○' : '')
     return el('option', {value: k}, I.name(h).padEnd(7, space) + score + marks)
   }
-  for (const id of ['head', 'flow-head', 'first', 'second']) $(id).append(...I.kept.map(headOption))
+  for (const id of ['head', 'attribution-head', 'first', 'second']) $(id).append(...I.kept.map(headOption))
   const truthMark = D.truth ? ` ○\u00a0in the ground truth (${D.truth_name})` : ''
   $('marks').textContent = `●\u00a0in the circuit${truthMark}`
-  for (const id of ['head', 'flow-head']) $(id).addEventListener('change', () => chooseHead(Number($(id).value)))
+  for (const id of ['head', 'attribution-head']) $(id).addEventListener('change', () => chooseHead(Number($(id).value)))
   $('feature-head').append(...D.features.map((F, i) => el('option', {value: i}, I.name(F.head))))
   $('feature-head').addEventListener('change', () => chooseFeatures(Number($('feature-head').value)))
   $('off').addEventListener('input', showOff)

@@ -519,7 +519,7 @@ def patch_last(
 # %% ../../nbs/causal/03_confirm.ipynb #dea64d97
 def confirm_heads(
     model,  # A TransformerLens bridge, or a `BoundTask`
-    task: Task = None,  # The task, with pairs of equal length; leave it out if `model` is a `BoundTask`
+    task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
     screen: HeadScores = None,  # A score of every head, which the shortlist follows
     pairs=None,  # Numbers of the pairs to patch, int [pair]; default: the first `n_pairs`
     same_pairs: bool = False,  # Was the score computed on these pairs?

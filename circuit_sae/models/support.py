@@ -12,7 +12,7 @@ import weakref
 import torch
 from ..core import InputError, one_of
 from ..data.batches import BoundTask
-from .forward import check_length, check_writes, hooked, run, to_host
+from .forward import check_length, check_writes, hook_names, hooked, run, to_host
 from .load import model_lock
 from .rerun import reruns, run_edited
 from .writes import attention_layers, head_shape, layer_heads
@@ -42,7 +42,7 @@ def _look(model, ids):
         return lambda x, hook: patterns.update({layer: x.shape[1]})
 
     names = {layer: f'blocks.{layer}.attn.hook_pattern' for layer in attention_layers(model)}
-    hooks = [(name, keep(layer)) for layer, name in names.items() if name in model.hook_dict]
+    hooks = [(name, keep(layer)) for layer, name in names.items() if name in hook_names(model)]
     with hooked(model, hooks):
         run(model, ids, lambda layer, z: zs.update({layer: z}))
     return zs, patterns
@@ -160,7 +160,7 @@ def _missing_hook(model, layer):
     if hasattr(block, 'mlp') and not is_mixture(block.mlp):
         needed += ['mlp.hook_pre', 'mlp.out.hook_in']
     for name in needed:
-        if f'blocks.{layer}.{name}' not in model.hook_dict:
+        if f'blocks.{layer}.{name}' not in hook_names(model):
             part = block.mlp if name.startswith('mlp') else block.attn
             return f"a {type(part).__name__} without '{name}'"
 
@@ -171,7 +171,7 @@ def _unknown_attention(model, layer):
     module = attn.original_component
     config = getattr(module, 'config', None)
     rotary = str(getattr(cfg, 'positional_embedding_type', '')) == 'rotary'
-    visible = f'blocks.{layer}.attn.hook_cos' in model.hook_dict or rotary_table(attn) is not None
+    visible = f'blocks.{layer}.attn.hook_cos' in hook_names(model) or rotary_table(attn) is not None
     rope = getattr(config, 'rope_parameters', None)
     native_cap = getattr(module, 'accepts_pattern_fn', False) and getattr(module, 'attn_scores_soft_cap', 0) > 0
     has = {

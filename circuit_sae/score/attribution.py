@@ -439,7 +439,7 @@ def check_difference(
 # %% ../../nbs/score/04_attribution.ipynb #716f4eec
 def attribute_heads(
     model,  # A TransformerLens bridge, or a `BoundTask`
-    task: Task = None,  # The task, with pairs of equal length; leave it out if `model` is a `BoundTask`
+    task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
     steps: int = None,  # None: attribution patching; a number: EAP-IG with this many steps
     metric='logit_diff',  # A key of `METRICS`, 'prediction', 'kl', or a function of (logits, answers, wrongs)
     batch_size: int = None,  # Pairs in a batch; default: 24 on a CPU, on a GPU as many as fit
@@ -489,7 +489,7 @@ def ranking_settings(
 # %% ../../nbs/score/04_attribution.ipynb #823f2e4b
 def rank_heads(
     model,  # A TransformerLens bridge, or a `BoundTask`
-    task: Task = None,  # The task, with pairs of equal length; leave it out if `model` is a `BoundTask`
+    task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
     **changes,  # Settings of `attribute_heads` that replace the default, and its other arguments
 ) -> HeadAttribution:
     "Rank heads by the default attribution."

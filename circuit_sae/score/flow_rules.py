@@ -90,8 +90,10 @@ def _describe_norm(inputs, out):
     centres = bool(np.abs(of_constant).max() < 1e-2 * np.abs(y).max())
     if centres:
         x, y, small, tiny = centred, of_centred, small_centred, tiny_centred
-    gain = y * np.sqrt(np.square(x).mean(-1, keepdims=True)) / x
-    return Norm(gain, centres, True, _measure_eps(small, tiny, gain))
+    variance = np.square(x).mean(-1, keepdims=True)
+    gain = y * np.sqrt(variance) / x
+    eps = _measure_eps(small, tiny, gain)
+    return Norm(gain * np.sqrt(1 + eps / variance), centres, True, eps)
 
 # %% ../../nbs/score/00_flow_rules.ipynb #e9cf66c3
 def measure_norms(

@@ -543,7 +543,7 @@ def attribution_by_position(
     import pandas as pd
 
     self.attribution_by_code(head)  # checks that there is one
-    mine = self.attribution.by_position[:, :, self.index(head)] / self.attribution.unit
+    mine = self.attribution.fractions[:, :, self.index(head)]
     position = np.arange(-mine.shape[1], 0)
     return pd.DataFrame(dict(position=position, attribution=mine.mean(0), size=np.median(np.abs(mine), 0)))
 

@@ -78,7 +78,7 @@ def _attribution_data(insp, heads):
     "Return the attribution of heads by position and by pair; None if codes scored the heads."
     if insp.attribution is None:
         return None
-    mine = insp.attribution.by_position[:, :, heads] / insp.attribution.unit
+    mine = insp.attribution.fractions[:, :, heads]
     pairs = _rounded(mine.sum(1).T)
     return dict(n_pairs=len(mine), positions=_rounded(mine.mean(0).T), pairs=pairs)
 
