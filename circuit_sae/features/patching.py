@@ -20,7 +20,7 @@ from ..core import InputError, fingerprint, one_of, progress, read_tensors, save
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from .dictionary import check_dictionary, on_device
-from .sites import Site, edited
+from .sites import Site, edited, resolve_site
 from ..models.behaviour import metric_name
 from ..models.forward import forward, free_memory, last_logits, run
 from ..models.load import model_lock
@@ -40,12 +40,12 @@ class FeaturePasses:
         self,
         bound,  # A `BoundTask`
         batch,  # A `PairBatch` of prompts of one length
-        dictionaries: list,  # One `Dictionary` a site; none: for a subclass that patches something else
+        dictionaries: list,  # One checked `Dictionary` a site; none: for a subclass that patches something else
         positions='all',  # 'all', 'last' or a list of positions
     ):
         model = bound.model
         self.bound, self.batch, self.pairs = bound, batch, batch.pairs
-        self.sites = [check_dictionary(d, model) for d in dictionaries]
+        self.sites = [resolve_site(model, d.site) for d in dictionaries]
         self.x, x_neg = {}, {}
         with _keeping(model, self.sites, self.x):
             self.mid = Midway(model, batch.positives)

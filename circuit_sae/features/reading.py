@@ -493,6 +493,7 @@ def read_features(
     n_examples: int = 5,  # Examples from the text
     n_prompts: int = 4,  # Examples from the prompts
     window: int = 12,  # Tokens before the strongest token of an example
+    prompts: TokenActs = None,  # The activations on the prompts of the task, if they are known
 ) -> FeatureCards:  # Raises `InputError` without a text and a task, and for a dictionary of another model
     """Read features: strongest tokens in context, logits they write, positions, effects and heads.
 
@@ -504,7 +505,7 @@ def read_features(
     if task is None and (text is None or upstream):
         for_upstream = ' Upstream features need a task.' if upstream else ''
         raise InputError(f'expected a text or a task to read the features on.{for_upstream}', code='no-text')
-    sources = [_acts_of(model, dictionary, x) for x in (text, task)]
+    sources = [_acts_of(model, dictionary, x) for x in (text, task if prompts is None else prompts)]
     if features is None:
         features = _default_features(effects, next(a for a in sources if a is not None), dictionary, n)
     features = check_features(features, dictionary.width)
@@ -833,7 +834,9 @@ def _compute_features(bound, site, text, settings, upstream):
     effects = patch_features(bound, None, dictionary, passes=passes)
     n = sum(max(len(row) - acts.skip, 0) for row in documents.ids)
     on_text = TokenActs(site, acts.x[:n], documents, acts.model, acts.skip)
-    cards = read_features(model, dictionary, text=on_text, task=bound, effects=effects, upstream=upstream, n=s['n'])
+    on_prompts = TokenActs(site, acts.x[n:], prompts, acts.model, acts.skip)
+    known = dict(text=on_text, prompts=on_prompts, effects=effects, upstream=upstream)
+    cards = read_features(model, dictionary, task=bound, n=s['n'], **known)
     off = switch_off(bound, None, dictionary, [c.feature for c in cards], passes=passes)
     cards.title = f"{len(cards)} strongest features of {s['head']} on '{bound.name}'"
     return HeadFeatures(s['head'], dictionary, effects, cards, off, settings)
@@ -843,7 +846,7 @@ def head_features(
     found,  # The result of `find_circuit`
     head,  # A head in any spelling
     model=None,  # The model; default: loaded by its name, if the features are not in the cache
-    text=None,  # `Documents` or texts to train on, beside the prompts; default: prose of this machine
+    text=None,  # `Documents` or texts to train on, beside the prompts; default: Python's help topics, about 8,000 tokens
     width: int = 512,  # Number of features
     k: int = 8,  # Active features at a token
     steps: int = 800,  # Training steps
