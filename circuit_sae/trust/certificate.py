@@ -157,7 +157,7 @@ def preview(
     found,  # The `Found` that `find_circuit` returned
     model=None,  # The model that it was found in; default: load it by its name
 ) -> str:
-    "Return what the certificate would say as far as no further forward pass is needed, as one or two sentences."
+    "Return what the certificate would say as far as no further forward pass is needed, in a few sentences."
     audit = Audit(found, model)
     audit.run_known()
     if audit.fatal:
