@@ -14,6 +14,7 @@ from transformers import (
     Olmo2Config,
 )
 
+from circuit_sae.causal import verify
 from circuit_sae.causal.patching import (
     ABLATIONS,
     HeadEffects,
@@ -25,7 +26,7 @@ from circuit_sae.causal.patching import (
     patch_heads,
 )
 from circuit_sae.causal.paths import INPUTS, PathEffects, patch_paths
-from circuit_sae.causal.verify import measure_sets, verify_circuit
+from circuit_sae.causal.verify import branch_rows, clean_pass, measure_sets, verify_circuit
 from circuit_sae.core import all_heads, refuses
 from circuit_sae.data.batches import bind_task, pair_batches
 from circuit_sae.data.prompts import induction_task, ioi_task
@@ -233,6 +234,36 @@ def test_sets_that_start_at_the_first_difference_are_the_literal_sets(bound):
     rows = np.array([[h in kept for h in all_heads(3, 4)]])
     assert all(batch.start > 1 for batch in pair_batches(few, pad=False))
     close(measure_sets(few, sets=rows, ablations=['resample'])[0][0, 0], literal_set(few, kept, 'resample'))
+
+
+def test_sets_that_share_rows_are_the_sets_run_apart(bound, monkeypatch):
+    "Sets that begin alike share rows; the figures are those without shared rows."
+    few = bound.take(2)
+    rows = np.random.default_rng(0).random((8, few.model.cfg.n_layers, few.model.cfg.n_heads)) < 0.6
+    rows[0], rows[1], rows[2:5, 0], rows[4:6, 1], rows[6, :2] = True, False, True, False, True
+    n_rows = sum(len(parents) for parents, _ in branch_rows(rows)[0])
+    assert n_rows < 0.85 * rows.shape[0] * rows.shape[1]
+    flat = rows.reshape(len(rows), -1)
+    together, negative = measure_sets(few, None, flat, ['resample', 'zero'])
+    monkeypatch.setattr(verify, 'can_branch', lambda mid: False)
+    apart, again = measure_sets(few, None, flat, ['resample', 'zero'])
+    close(apart, together)
+    close(again, negative)
+
+
+def test_clean_passes_are_kept_between_calls(bound, monkeypatch):
+    "A second call with other sets runs no clean pass; a task of several batches is not kept."
+    few, n = bound.take(4), bound.model.cfg.n_layers * bound.model.cfg.n_heads
+    runs = []
+    monkeypatch.setattr(verify, 'clean_pass', lambda *args: runs.append(1) or clean_pass(*args))
+    measure = verify.SetMeasure(few)
+    first = measure(np.ones((1, n), dtype=bool))[0]
+    n_runs = len(runs)
+    second = measure(np.stack([np.zeros(n, dtype=bool), np.ones(n, dtype=bool)]))[0]
+    assert len(runs) == n_runs == len(measure.batches) and (first[0, 0] == second[0, 1]).all()
+    several = verify.SetMeasure(few, batch_size=2)
+    several(np.ones((1, n), dtype=bool))
+    assert not several.kept
 
 
 def test_figures_are_the_formulas():

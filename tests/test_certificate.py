@@ -13,7 +13,7 @@ from circuit_sae.data.prompts import ioi_task
 from circuit_sae.data.tasks import Task
 from circuit_sae.find import find_circuit
 from circuit_sae.models.load import load_model
-from circuit_sae.trust.audit import AUDIT_STAGES, Audit, pairs_needed, prompts_sha256
+from circuit_sae.trust.audit import AUDIT_STAGES, Audit, compare_sums, expected_rivals, pairs_needed, prompts_sha256
 from circuit_sae.trust.certificate import Certificate, certify, load_certificate, preview
 from circuit_sae.truth.planted import plant
 
@@ -120,6 +120,31 @@ def test_what_find_returns_is_certified(family):
     assert cert and not cert.not_run and list(cert.seconds) == ['behaviour', 'stability', 'causes']
     assert all(h['effect'] == found[h['head']]['effect'] for h in cert.heads if h['in_circuit'])
     assert cert.causes['heads_on'] == found.confirmation.n_used and cert.causes['fresh']
+
+
+@pytest.mark.parametrize('reversed_', [False, True])
+def test_find_expects_that_random_heads_do_as_well(reversed_):
+    "With a planted head that works against the answer, random sets do better: find warns, and the certificate refuses."
+    p = plant('induction', 0, n_layers=2, n_heads=3, n=40, copies=2)
+    last = max(p.truth)
+    if reversed_:
+        weight = p.model.blocks[last.layer].attn.o.original_component.weight
+        width = weight.shape[1] // 3
+        weight.data[:, last.head * width : (last.head + 1) * width] *= -0.5
+    found = find_circuit(p.model, p.task, n_epochs=2, d_sae=50)
+    rivals = expected_rivals(Audit(found, p.model))
+    assert (rivals.reach > 0) == rivals.likely == reversed_
+    assert str(rivals) in preview(found, p.model) and ('may refuse' in str(rivals)) == reversed_
+    cert = certify(found, p.model, n_draws=20, n_causal=5)
+    assert [r.rule for r in cert.fatal] == ['random'] * reversed_
+
+
+def test_sums_of_effects_are_compared_with_the_circuit():
+    circuit = np.array([True, True, False, False])
+    random = np.array([[1, 0, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]], dtype=bool)
+    found = compare_sums(circuit, random, np.array([0.5, -0.2, 0.1, -0.3]))
+    assert (found.reach, found.n, found.likely) == (1, 3, True) and abs(found.shared - 1 / 3) < 1e-9
+    assert not compare_sums(circuit, random[:0], np.ones(4)).likely
 
 
 def test_find_says_why_not():

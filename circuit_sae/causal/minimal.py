@@ -8,7 +8,7 @@ __all__ = ['SetFaithfulness', 'grow', 'prune', 'FaithfulCircuit', 'signed_order'
 # %% ../../nbs/causal/05_minimal.ipynb #8f36aa5c
 import numpy as np
 from fastcore.basics import patch
-from .verify import check_gap, head_sets, measure_sets
+from .verify import SetMeasure, check_gap, head_sets
 from ..core import InputError
 from ..data.batches import bind_task
 from ..data.tasks import Task
@@ -25,9 +25,7 @@ class SetFaithfulness:
         ablation: str = 'resample',  # How the other heads are ablated
         metric='logit_diff',  # A key of `METRICS`, 'kl_div', or a function
     ):  # Raises `InputError` if ablating all heads does not change the metric
-        self.bound = bound
-        self.ablation = ablation
-        self.metric = metric
+        self.measure = SetMeasure(bound, (ablation,), metric)  # keeps the clean passes for all calls
         self.n = bound.model.cfg.n_layers * bound.model.cfg.n_heads
         self.n_runs = 0  # sets that were run
         ends = np.array([np.ones(self.n), np.zeros(self.n)], dtype=bool)
@@ -37,7 +35,7 @@ class SetFaithfulness:
     def run(self, sets):
         "Return the metric on positives with each set, float [set, pair]."
         self.n_runs += len(sets)
-        return measure_sets(self.bound, None, sets, (self.ablation,), self.metric)[0][0].astype(float)
+        return self.measure(sets)[0][0].astype(float)
 
     def __call__(
         self,

@@ -211,7 +211,7 @@ _ROWS = 256  # rows of a forward pass
 # %% ../../nbs/causal/04_nodes.ipynb #18952b21
 def patch_nodes(
     model,  # A TransformerLens bridge, or a `BoundTask`
-    task: Task = None,  # The task, with prompts of equal length in a pair; leave it out if `model` is a `BoundTask`
+    task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
     nodes=None,  # Nodes in any spelling; default: all
     ablation: str = 'resample',  # 'resample', 'mean' or 'zero'
     metric='logit_diff',  # A key of `METRICS`, 'prediction', 'kl', or a function of (logits, answers, wrongs)

@@ -13,7 +13,13 @@ import torch
 from ..core import InputError
 from ..data.batches import BoundTask, bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
-from .attribution import attribute_heads, ranking_settings
+from ..models.behaviour import get_metric
+from ..models.forward import behind_end, forward, hooked, last_logits, z_name
+from ..models.load import model_lock
+from ..models.rerun import collect_z
+from ..models.writes import attention_layers, stack_heads
+from .attribution import add_zeros, attribute_heads, check_difference, no_weight_gradients
+from .attribution import ranking_settings, softer_softmax
 from .flow import check_flow
 from .flow_sweep import BackwardSweep
 from ..stats import adjust
@@ -26,21 +32,60 @@ def _with_answers(bound, order):
     answers, wrongs = ([column[i] for i in rows] for column in (t.answers, t.wrongs))
     return BoundTask(bound.model, bound.task, t._replace(answers=answers, wrongs=wrongs))
 
+# %% ../../nbs/score/08_null.ipynb #ab12adfa
+def _shifted_gradients(bound, batch, metric, rules):
+    "Yield, for every shift of the answers, `z` of the positives and its gradient, from one forward pass."
+    model, n = bound.model, bound.n
+    names = {layer: z_name(layer) for layer in attention_layers(model)}
+    values, zeros = {}, {}
+    hooks = [*rules, *((name, add_zeros(values, zeros, name)) for name in names.values())]
+    behind = behind_end(batch.positives, batch.lengths[0])
+    with model_lock(model), no_weight_gradients(model), torch.enable_grad(), hooked(model, hooks):
+        logits = last_logits(forward(model, batch.positives, behind), behind)
+        for shift in range(n):
+            m = bound.measure(metric, logits, (batch.pairs + shift) % n)
+            wanted = [zeros[name] for name in names.values()]
+            found = dict(zip(names, torch.autograd.grad(m.sum(), wanted, retain_graph=shift < n - 1)))
+            z = {layer: values[name] for layer, name in names.items()}
+            yield stack_heads(model, z), stack_heads(model, found), logits.detach()
+
+# %% ../../nbs/score/08_null.ipynb #b0119c05
+def _crossed_at_positives(bound, metric, rules):
+    "Return what `crossed_effects` returns, with gradients on the positives and answers of one token."
+    n = bound.n
+    crossed = np.empty((n, n, bound.model.cfg.n_layers * bound.model.cfg.n_heads))
+    changes = np.zeros(n)
+    for batch in pair_batches(bound, 24):
+        logits, z = collect_z(bound.model, batch.negatives, batch.lengths[1])
+        z_neg = batch.at_partners(z, axis=2)
+        for shift, (z, gradient, clean) in enumerate(_shifted_gradients(bound, batch, metric, rules)):
+            effects = ((z - z_neg) * gradient).double().sum((2, 4))  # [layer, pair, head]
+            of_pairs = effects.transpose(0, 1).flatten(1).cpu().numpy()
+            crossed[batch.pairs, (batch.pairs + shift) % n] = of_pairs
+            if shift == 0:
+                change = bound.measure(metric, clean, batch.pairs) - bound.measure(metric, logits, batch.pairs)
+                changes[batch.pairs] = change.double().cpu().numpy()
+    check_difference(changes.sum(), n)
+    return crossed
+
 # %% ../../nbs/score/08_null.ipynb #c32a08ea
 def crossed_effects(
     bound,  # A `BoundTask` with answers
-    **settings,  # Arguments of `attribute_heads`
+    metric='logit_diff',  # As for `attribute_heads`
+    temperature: float = 1.0,  # As for `attribute_heads`
+    **settings,  # Other arguments of `attribute_heads`; with any, the prompts are run again for every shift
 ) -> np.ndarray:  # float [pair, pair of the answers, n_layers * n_heads], in units of the metric
     "Return the attribution of every head on every pair towards the answers of every pair."
     n = bound.n
+    if not settings and not bound.long_answers:
+        rules = softer_softmax(bound.model, temperature) if temperature != 1 else []
+        return _crossed_at_positives(bound, get_metric(metric), rules)
     own = np.arange(n)
-    table = []
+    crossed = np.empty((n, n, bound.model.cfg.n_layers * bound.model.cfg.n_heads))
+    settings |= dict(metric=metric, temperature=temperature, summary='sum')
     for k in range(n):
         other = (own + k) % n
-        table.append(attribute_heads(_with_answers(bound, other), summary='sum', **settings).by_pair)
-    crossed = np.empty((n, n, table[0].shape[1]))
-    for k, effects in enumerate(table):
-        crossed[own, (own + k) % n] = effects
+        crossed[own, other] = attribute_heads(_with_answers(bound, other), **settings).by_pair
     return crossed
 
 # %% ../../nbs/score/08_null.ipynb #7134e2de

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AUDIT_STAGES', 'STAGE_TITLES', 'Reason', 'percent', 'name_heads', 'AuditSettings', 'Audit', 'pairs_needed',
-           'prompts_sha256', 'has_effect', 'known_effects']
+           'prompts_sha256', 'has_effect', 'known_effects', 'Rivals', 'compare_sums', 'expected_rivals']
 
 # %% ../../nbs/trust/03_audit.ipynb #db366429
 import hashlib
@@ -446,6 +446,49 @@ def known_effects(
     shown = [a.index(h) for h in a.shown]
     _store_effects(a, c.effect[shown], c.se[shown])
     return list(_judge_heads(a, c.effect[shown], c.se[shown]))
+
+# %% ../../nbs/trust/03_audit.ipynb #3f89222b
+class Rivals(NamedTuple):
+    "Hold how the random sets of the last stage compare with the circuit by the effects of single heads."
+
+    reach: int  # Random sets whose effects sum to at least the sum of the circuit
+    n: int  # Random sets
+    shared: float  # Fraction of the circuit's heads that a random set has, mean
+
+    @property
+    def likely(self) -> bool:
+        "Return whether more sets reach the circuit than the last stage allows."
+        return self.reach > 0.05 * self.n
+
+    def __str__(self):
+        sets = (
+            f'random sets with as many heads in each layer, which have {percent(self.shared)} of its heads on average'
+        )
+        if not self.likely:
+            return f'By the sum of single effects, {self.reach} of {self.n} {sets}, do as well.'
+        return (
+            f'By the sum of single effects, {self.reach} of {self.n} {sets}, do as well; the certificate allows '
+            f'{int(0.05 * self.n)}. It may refuse the circuit because random heads do as well.'
+        )
+
+# %% ../../nbs/trust/03_audit.ipynb #8c54cc6e
+def compare_sums(
+    circuit,  # bool [n_layers * n_heads]
+    random,  # Sets of heads, bool [set, n_layers * n_heads]
+    effects,  # Signed effects of single heads, float [n_layers * n_heads]
+) -> Rivals:
+    "Compare the sum of the effects of a circuit with the sums of random sets."
+    if not len(random):
+        return Rivals(0, 0, 1.0)
+    reach = int((random @ effects >= effects[circuit].sum()).sum())
+    return Rivals(reach, len(random), float((random & circuit).sum(1).mean() / circuit.sum()))
+
+
+def expected_rivals(
+    a,  # `Audit` of a circuit that was chosen by its effects
+) -> Rivals:
+    "Compare the random sets of the last stage with the circuit by the effects of single heads, without a forward pass."
+    return compare_sums(a.mask, _head_sets(a)['random'], np.nan_to_num(a.found.confirmation.signed))
 
 # %% ../../nbs/trust/03_audit.ipynb #30c63557
 def _effects(a):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core import Head, InputError, check_writable, load_json, one_of, save_json, whole_file
-from .audit import Audit, AuditSettings, Reason, STAGE_TITLES, has_effect, percent
+from .audit import Audit, AuditSettings, Reason, STAGE_TITLES, expected_rivals, has_effect, percent
 
 # %% ../../nbs/trust/04_certificate.ipynb #98d77258
 def _plain(x):
@@ -157,7 +157,7 @@ def preview(
     found,  # The `Found` that `find_circuit` returned
     model=None,  # The model that it was found in; default: load it by its name
 ) -> str:
-    "Return what the certificate would say as far as no further forward pass is needed, as one or two sentences."
+    "Return what the certificate would say as far as no further forward pass is needed, in a few sentences."
     audit = Audit(found, model)
     audit.run_known()
     if audit.fatal:
@@ -170,7 +170,8 @@ def preview(
     stable = _count(heads, lambda h: h['kind'] == 'stable')
     return (
         f'Certificate so far: {own} of {len(heads)} heads have an effect of their own, {stable} are stable over draws '
-        'of the pairs. The circuit as a whole has not been tested yet.'
+        'of the pairs. Not tested yet: whether the heads together do better than random sets of heads. '
+        f'{expected_rivals(audit)}'
     )
 
 # %% ../../nbs/trust/04_certificate.ipynb #dfaec85b

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['MIB_FRACTIONS', 'area', 'FaithfulnessCurve', 'plot_faithfulness', 'node_array', 'top_nodes', 'run_circuits',
-           'measure_circuits', 'faithfulness_curve', 'random_nodes', 'mib_name', 'export_mib', 'read_mib']
+           'measure_circuits', 'faithfulness_curves', 'faithfulness_curve', 'random_nodes', 'mib_name', 'export_mib',
+           'read_mib']
 
 # %% ../../nbs/truth/03_faithfulness.ipynb #32361ea5
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 from ..causal.nodes import NodeSubstitutes
-from ..causal.verify import clean_start
+from ..causal.verify import alike_first, can_branch, clean_pass, first_change, run_branches
 from ..core import InputError, load_json, one_of, progress, save_json
 from ..data.batches import BoundTask, bind_task, pair_batches
 from ..data.tasks import Task
@@ -157,8 +159,8 @@ def top_nodes(
 
 # %% ../../nbs/truth/03_faithfulness.ipynb #28440097
 def _replace_others(site, kept, substitute):
-    "Return a hook that replaces the output of the nodes of one site that are not kept."
-    gone = torch.as_tensor(~kept[:, site.nodes])[:, None, None]  # [circuit, 1, 1, node]
+    "Return a hook that replaces the output of nodes of one site that are not kept, bool [circuit, node of the site]."
+    gone = torch.as_tensor(~kept)[:, None, None]  # [circuit, 1, 1, node]
 
     def edit(x, hook):
         own = gone.to(x.device) if x.ndim < 4 else gone[..., None].to(x.device)  # embedding and MLP: a single node
@@ -178,24 +180,52 @@ def run_circuits(
 ) -> torch.Tensor:  # Logits at the last position, float32 [circuit, batch, d_vocab]
     "Run every prompt with every circuit in one forward pass; every node that is not kept has another output."
     sites = [site for site in node_sites(model) if not kept[:, site.nodes].all()]
-    hooks = [_replace_others(site, kept, substitutes[site.hook][:, start:]) for site in sites]
+    hooks = [_replace_others(site, kept[:, site.nodes], substitutes[site.hook][:, start:]) for site in sites]
     rows = torch.arange(len(ids)).repeat(len(kept))
     cache = dict(past_key_values=first_positions(kv, rows, start), start=start) if start else {}
     with model.hooks(fwd_hooks=hooks):
         return last_logits(forward(model, torch.as_tensor(ids)[rows, start:], **cache)).unflatten(0, (len(kept), -1))
 
+# %% ../../nbs/truth/03_faithfulness.ipynb #073f91c3
+def _layer_edits(model, outputs, start, layer, kept):
+    "Return the hooks that replace the output of the nodes of a layer that a row does not keep, bool [row, node]."
+    before = 1 + layer * kept.shape[1]
+    hooks = []
+    for site in node_sites(model):
+        if before <= site.nodes.start < before + kept.shape[1]:
+            own = kept[:, site.nodes.start - before : site.nodes.stop - before]
+            if not own.all():
+                hooks.append(_replace_others(site, own, outputs[site.hook][:, start:]))
+    return hooks
+
 # %% ../../nbs/truth/03_faithfulness.ipynb #7a8e4bcf
+def _run_parts(bound, batch, circuits, outputs, ablation):
+    "Run circuits of which all or none keep the embedding; yield the number of each and its logits."
+    model, n_layers = bound.model, bound.model.cfg.n_layers
+    mid = clean_pass(bound, batch)
+    start = first_change(mid, batch, ablation)
+    for own in alike_first(circuits, max(1, 128 // len(batch.pairs))):
+        kept = circuits[own]
+        if can_branch(mid) and kept[:, 0].all():
+            by_layer = kept[:, 1:].reshape(len(own), n_layers, -1)
+            logits = run_branches(mid, by_layer, partial(_layer_edits, model, outputs, start), start)
+        else:
+            logits = run_circuits(model, batch.positives, kept, outputs, start, mid and mid.kv)
+        yield from zip(own, logits)
+
+# %% ../../nbs/truth/03_faithfulness.ipynb #8d593388
 def _measure_batch(bound, batch, circuits, substitutes, metric):
     "Return the metric of every circuit on the pairs of one batch, [circuit, pair]."
     logits, outputs = substitutes(batch)
-    begun = clean_start(bound, batch, substitutes.ablation)
     measure = batch_metric(bound, metric, batch, logits)
     found = np.tile(measure(logits).cpu().numpy(), (len(circuits), 1))
+    embedded = circuits[:, 0]
     # With the embedding of the negative, every node computes the negative.
-    run = np.flatnonzero(circuits[:, 0] | (substitutes.ablation != 'resample'))
-    for own in np.split(run, range(0, len(run), max(1, 128 // len(batch.pairs)))[1:]):
-        for i, x in zip(own, run_circuits(bound.model, batch.positives, circuits[own], outputs, *begun)):
-            found[i] = measure(x).cpu().numpy()
+    parts = [embedded] if substitutes.ablation == 'resample' else [embedded, ~embedded]
+    for numbers in map(np.flatnonzero, parts):
+        if len(numbers):
+            for i, x in _run_parts(bound, batch, circuits[numbers], outputs, substitutes.ablation):
+                found[numbers[i]] = measure(x).cpu().numpy()
     return found
 
 # %% ../../nbs/truth/03_faithfulness.ipynb #8313e3ed
@@ -217,36 +247,57 @@ def measure_circuits(
         out[:, batch.pairs] = _measure_batch(bound, batch, distinct, substitutes, metric)
     return out[np.ravel(back)]
 
+# %% ../../nbs/truth/03_faithfulness.ipynb #a588e151
+def _check_scores(model, scores):
+    "Return the signed scores of each ranking, {name: float [node]}."
+    n_nodes = 1 + model.cfg.n_layers * (model.cfg.n_heads + 1)
+    by_name = {name: node_array(ranking) for name, ranking in scores.items()}
+    for signed in by_name.values():
+        if signed.shape != (n_nodes,):
+            raise InputError(f'expected scores of {n_nodes} nodes; got {list(signed.shape)}.', code='score-shape')
+    return by_name
+
 # %% ../../nbs/truth/03_faithfulness.ipynb #64908175
-def faithfulness_curve(
+def faithfulness_curves(
     model,  # A TransformerLens bridge, or a `BoundTask`
-    scores,  # `NodeScores`, `HeadScores` (MLPs and embedding are then always kept), or a float [node]
+    scores: dict,  # Name to `NodeScores`, `HeadScores` (MLPs and embedding are then always kept), or a float [node]
     task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
     rank: str = 'signed',  # 'signed', or 'size' for the absolute value; MIB: 'signed' for CPR, 'size' for CMD
     fractions=MIB_FRACTIONS,  # Fractions of the scored nodes to keep, ascending
     metric='logit_diff',  # A key of `METRICS`, 'prediction', 'kl', or a function of (logits, answers, wrongs)
     ablation: str = 'resample',  # What replaces the other nodes: 'resample', 'mean' or 'zero'
     batch_size: int = 24,  # Pairs in a batch
-) -> FaithfulnessCurve:  # Raises `InputError` if the scores are of another model
-    """Measure how much of a task the best nodes of a ranking do (MIB, arXiv 2504.13151).
+) -> dict:  # Name to `FaithfulnessCurve`; raises `InputError` if the scores are of another model
+    """Measure how much of a task the best nodes of several rankings do (MIB, arXiv 2504.13151).
 
-    1. For each fraction, keep the best nodes and replace the output of all others by that on the negatives.
-    2. f = (m(circuit) - m(empty)) / (m(full) - m(empty)), means over pairs.
+    1. For each ranking and fraction, keep the best nodes and replace the output of all others by that on the negatives.
+    2. f = (m(circuit) - m(empty)) / (m(full) - m(empty)), means over pairs. Circuits of all rankings share the passes.
     3. CPR is the area under f over the fraction kept, CMD the area between f and 1.
     """
     bound = bind_task(model, task)
-    signed = node_array(scores)
-    cfg = bound.model.cfg
-    n_nodes = 1 + cfg.n_layers * (cfg.n_heads + 1)
-    if signed.shape != (n_nodes,):
-        raise InputError(f'expected scores of {n_nodes} nodes; got {list(signed.shape)}.', code='score-shape')
-    circuits = [top_nodes(signed, k, rank) for k in fractions]
-    circuits += [np.ones(n_nodes, bool), np.zeros(n_nodes, bool)]
-    *measured, full, empty = measure_circuits(bound, circuits, None, metric, ablation, batch_size)
-    n_kept = [int(c[np.isfinite(signed)].sum()) for c in circuits[:-2]]
-    name = getattr(scores, 'name', 'score')
+    by_name = _check_scores(bound.model, scores)
+    circuits = {name: np.stack([top_nodes(x, k, rank) for k in fractions]) for name, x in by_name.items()}
+    n_nodes = 1 + bound.model.cfg.n_layers * (bound.model.cfg.n_heads + 1)
+    sets = np.concatenate([np.ones((1, n_nodes), bool), np.zeros((1, n_nodes), bool), *circuits.values()])
+    full, empty, *measured = measure_circuits(bound, sets, None, metric, ablation, batch_size)
     made_from = bound.identity | dict(rank=rank, ablation=ablation, metric=check_metric(bound, metric))
-    return FaithfulnessCurve(fractions, measured, full, empty, n_kept, name, made_from)
+    curves = {}
+    for i, (name, kept) in enumerate(circuits.items()):
+        own = measured[i * len(fractions) : (i + 1) * len(fractions)]
+        n_kept = [int(c[np.isfinite(by_name[name])].sum()) for c in kept]
+        curves[name] = FaithfulnessCurve(fractions, own, full, empty, n_kept, name, made_from)
+    return curves
+
+# %% ../../nbs/truth/03_faithfulness.ipynb #77126c9a
+def faithfulness_curve(
+    model,  # A TransformerLens bridge, or a `BoundTask`
+    scores,  # `NodeScores`, `HeadScores` (MLPs and embedding are then always kept), or a float [node]
+    task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
+    **settings,  # Further arguments of `faithfulness_curves`
+) -> FaithfulnessCurve:  # Raises `InputError` if the scores are of another model
+    "Measure how much of a task the best nodes of one ranking do; see `faithfulness_curves`."
+    name = getattr(scores, 'name', 'score')
+    return faithfulness_curves(model, {name: scores}, task, **settings)[name]
 
 # %% ../../nbs/truth/03_faithfulness.ipynb #ed8add54
 def random_nodes(
