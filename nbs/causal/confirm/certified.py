@@ -1,7 +1,7 @@
 """Certify what `find_circuit` returns by default: `python certified.py certified.csv`.
 
 For each model and task: the verdict line, the first reason that prevents it, and the seconds that the certificate takes
-beyond `find_circuit`. `refused_by_find` is the line that `find` itself prints if it already knows a reason. Rows that
+beyond `find_circuit`. `refused_by_find` is the line that `find` itself prints if it knows or expects a reason. Rows that
 the file has already are not computed again. Several processes share the work by `--models` and `--tasks`, each with a
 file of its own, which `nbs/benchmarks/merge.py` joins.
 """
@@ -38,7 +38,7 @@ def judge(model, task, n, n_epochs):
         verdict=certificate.verdict,
         line=certificate.summary,
         reason='' if reason is None else f'{reason.rule}: {reason.message}',
-        refused_by_find=known if 'not certified' in known else '',
+        refused_by_find=known if 'not certified' in known or 'may refuse' in known else '',
         seconds_find=round(finding, 1),
         seconds_beyond=round(time.perf_counter() - start, 1),
     )
