@@ -1,9 +1,9 @@
 """Certify what `find_circuit` returns by default: `python certified.py certified.csv`.
 
 For each model and task: the verdict line, the first reason that prevents it, and the seconds that the certificate takes
-beyond `find_circuit`. `refused_by_find` is the line that `find` itself prints if it knows or expects a reason. Rows that
-the file has already are not computed again. Several processes share the work by `--models` and `--tasks`, each with a
-file of its own, which `nbs/benchmarks/merge.py` joins.
+beyond `find_circuit`. `refused_by_find` is the line that `find` itself prints if it knows or expects a reason. Rows
+that the file has already are not computed again. Several processes share the work by `--models` and `--tasks`, each
+with a file of its own, which `nbs/benchmarks/merge.py` joins.
 """
 
 import argparse
