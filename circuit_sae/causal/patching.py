@@ -489,7 +489,7 @@ def check_swapped(
     bound,  # A `BoundTask`
     metric,  # A key of `METRICS`, 'kl_div', or a function of (logits, answers, wrong answers)
 ):
-    "Raise `InputError` if the task is swapped and the metric does more than change its sign with the answers exchanged."
+    "Raise `InputError` for a swapped task if exchanged answers do more to the metric than change its sign."
     if not bound.task.is_swapped or metric == 'kl_div':
         return
     function = get_metric(metric)
@@ -497,8 +497,8 @@ def check_swapped(
     some, others = [(0,), (1, 2), (3,)], [(4,), (3,), (5, 6)]
     if not torch.allclose(function(logits, some, others), -function(logits, others, some), atol=1e-4):
         raise InputError(
-            f"metric '{metric_name(metric)}' does not just change its sign when answers and wrong answers are exchanged, "
-            "so on a swapped task it measures something else. Use metric='logit_diff'.",
+            f"metric '{metric_name(metric)}' does not just change its sign when answers and wrong answers are "
+            "exchanged, so on a swapped task it measures something else. Use metric='logit_diff'.",
             code='one-sided-metric',
         )
 
