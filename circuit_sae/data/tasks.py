@@ -417,8 +417,7 @@ def _draw_pairs(task, fits=None):
     seen = set()
     for tried, example in enumerate(islice(task.source(random.Random(task.seed)), most), 1):
         key = example.negative if task.is_swapped else example.positive
-        is_repeated = key in seen and tried < 25 * task.n
-        if is_repeated or (fits is not None and not fits(example)):
+        if (key in seen and tried < 25 * task.n) or (fits is not None and not fits(example)):
             continue
         seen.add(key)
         pairs.append(example)
@@ -597,9 +596,13 @@ def swapped(self: Task) -> Task:
     """
     source = partial(_swap_all, source=self.source) if callable(self.source) else list(map(_swap, self.source))
     task = self._with(source, self.n)
-    task.name = self.name.removesuffix('-swapped') if self.is_swapped else f'{self.name}-swapped'
     task.settings = {k: v for k, v in self.settings.items() if k != 'swapped'}
-    if not self.is_swapped:
+    if self.is_swapped:
+        task.name = self.name.removesuffix('-swapped')
+        task.description = self.description.removeprefix('Prompts exchanged. ')
+    else:
+        task.name = f'{self.name}-swapped'
+        task.description = f'Prompts exchanged. {self.description}'
         task.settings['swapped'] = True
     return task
 
