@@ -17,7 +17,7 @@ from circuit_sae.causal.patching import patch_heads
 from circuit_sae.core import save_tensors
 from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import get_task
-from circuit_sae.models.load import load_model
+from circuit_sae.models.load import load_model, model_identity
 
 HERE = Path(__file__).resolve().parent
 EFFECTS = HERE.parents[2] / 'circuit_sae' / 'assets' / 'effects'
@@ -25,24 +25,26 @@ TASKS = ['ioi', 'induction', 'greater_than', 'docstring']
 PLACES = {'positive': (1.0,), 'negative': (0.0,), 'both': (0.0, 1.0)}
 KINDS = [('AtP, logit_diff', 'logit_diff', ''), ('AtP, prediction', 'prediction', '')]
 KINDS += [('softer softmax, logit_diff', 'logit_diff', 'softer softmax')]
-METHODS = [Rival(f'{kind}, {at}', m, PLACES[at], rules) for kind, m, rules in KINDS for at in PLACES]
-METHODS += [Rival('EAP-IG, 5 steps, logit_diff', 'logit_diff', FIVE)]
+GROUPS = {
+    'places': [Rival(f'{kind}, {at}', m, PLACES[at], rules) for kind, m, rules in KINDS for at in PLACES],
+    'EAP-IG': [Rival('EAP-IG, 5 steps, logit_diff', 'logit_diff', FIVE)],
+}
 
 
 def patch_swapped(model, name):
     "Patch every head of a swapped task, on the pairs of the effects that the package holds."
     task = get_task(name, n=40, seed=1000).swapped()
-    out = EFFECTS / model.cfg.model_name / f'{task.name}-resample.safetensors'
+    out = EFFECTS / model_identity(model)['name'] / f'{task.name}-resample.safetensors'
     return patch_heads(model, task, out=out, batch_size=16)
 
 
-def score_cell(model, name, draw):
-    "Score the heads on twenty pairs by every method and keep the scores."
+def score_cell(model, name, draw, group):
+    "Score the heads on twenty pairs by every method of a group and keep the scores."
     bound = bind_task(model, get_task(name, n=20, seed=draw))
     info = bound.identity | dict(draw=draw)
-    path = HERE / 'cells' / f'{info["model"]["name"]}-{name}-{draw}.safetensors'
+    path = HERE / 'cells' / f'{info["model"]["name"]}-{name}-{draw}-{group}.safetensors'
     if not path.is_file():
-        scores = score_rivals(bound, METHODS)
+        scores = score_rivals(bound, GROUPS[group])
         save_tensors(path, 'RivalScores', {k: np.float32(values) for k, values in scores.items()}, info)
     return path
 
@@ -59,5 +61,5 @@ if __name__ == '__main__':
         for task in given.tasks:
             print(patch_swapped(model, task), flush=True)
     if 'scores' in given.steps:
-        for draw, task in itertools.product(given.draws, given.tasks):
-            print(score_cell(model, task, draw), flush=True)
+        for group, draw, task in itertools.product(GROUPS, given.draws, given.tasks):
+            print(score_cell(model, task, draw, group), flush=True)

@@ -10,7 +10,7 @@ and induction.
 import argparse
 import itertools
 import random
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ BUILT_IN = ['ioi', 'greater_than', 'docstring', 'induction']
 FRESH = ['agreement', 'capitals']  # the fresh tasks on which the heads of both models were patched
 N_PAIRS, DRAWS = 20, 3
 KINDS = ['own', 'own, other prompts', 'another model', 'untrained']  # autoencoders of the planted models
-loaded = cache(load_model)
+loaded = lru_cache(maxsize=1)(load_model)  # one model at a time, which saves memory
 
 
 def judged_pairs(task):
