@@ -23,10 +23,16 @@ HERE = Path(__file__).resolve().parent
 EFFECTS = HERE.parents[2] / 'circuit_sae' / 'assets' / 'effects'
 TASKS = ['ioi', 'induction', 'greater_than', 'docstring']
 PLACES = {'positive': (1.0,), 'negative': (0.0,), 'both': (0.0, 1.0)}
-KINDS = [('AtP, logit_diff', 'logit_diff', ''), ('AtP, prediction', 'prediction', '')]
-KINDS += [('softer softmax, logit_diff', 'logit_diff', 'softer softmax')]
+
+
+def at_places(kind, metric, rules=''):
+    "Return one score for the gradient at the positive, one at the negative, and one for the mean of both."
+    return [Rival(f'{kind}, {at}', metric, parts, rules) for at, parts in PLACES.items()]
+
+
 GROUPS = {
-    'places': [Rival(f'{kind}, {at}', m, PLACES[at], rules) for kind, m, rules in KINDS for at in PLACES],
+    'places': [*at_places('AtP, logit_diff', 'logit_diff'), *at_places('AtP, prediction', 'prediction')],
+    'softer': at_places('softer softmax, logit_diff', 'logit_diff', 'softer softmax'),
     'EAP-IG': [Rival('EAP-IG, 5 steps, logit_diff', 'logit_diff', FIVE)],
 }
 
@@ -55,11 +61,12 @@ if __name__ == '__main__':
     parser.add_argument('--model', default='smollm2-135m')
     parser.add_argument('--tasks', nargs='+', default=TASKS)
     parser.add_argument('--draws', nargs='+', type=int, default=[0, 1])
+    parser.add_argument('--groups', nargs='+', default=[*GROUPS])
     given = parser.parse_args()
     model = load_model(given.model)
     if 'truth' in given.steps:
         for task in given.tasks:
             print(patch_swapped(model, task), flush=True)
     if 'scores' in given.steps:
-        for group, draw, task in itertools.product(GROUPS, given.draws, given.tasks):
+        for group, draw, task in itertools.product(given.groups, given.draws, given.tasks):
             print(score_cell(model, task, draw, group), flush=True)
