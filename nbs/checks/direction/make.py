@@ -25,14 +25,15 @@ TASKS = ['ioi', 'induction', 'greater_than', 'docstring']
 PLACES = {'positive': (1.0,), 'negative': (0.0,), 'both': (0.0, 1.0)}
 
 
-def at_places(kind, metric, rules=''):
-    "Return one score for the gradient at the positive, one at the negative, and one for the mean of both."
-    return [Rival(f'{kind}, {at}', metric, parts, rules) for at, parts in PLACES.items()]
+def at_places(kind, metric, rules='', places=('positive', 'negative', 'both')):
+    "Return a score for the gradient at each place; 'both' is the mean of the gradients at both prompts."
+    return [Rival(f'{kind}, {at}', metric, PLACES[at], rules) for at in places]
 
 
+SOFTER = 'softer softmax'  # at the positive, the table of rivals has it
 GROUPS = {
     'places': [*at_places('AtP, logit_diff', 'logit_diff'), *at_places('AtP, prediction', 'prediction')],
-    'softer': at_places('softer softmax, logit_diff', 'logit_diff', 'softer softmax'),
+    'softer': at_places(f'{SOFTER}, logit_diff', 'logit_diff', SOFTER, ('negative', 'both')),
     'EAP-IG': [Rival('EAP-IG, 5 steps, logit_diff', 'logit_diff', FIVE)],
 }
 
