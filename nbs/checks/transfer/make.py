@@ -3,8 +3,7 @@
     python nbs/checks/transfer/make.py truth scores     both real models (about half an hour of one core)
     python nbs/checks/transfer/make.py codes planted    the autoencoders (two minutes)
 
-`scores` adds to the cells of benchmarks/rivals: the difference of class means on every task, and every method on Gemma
-and induction.
+`scores` adds to the cells of benchmarks/rivals the same methods on Gemma and induction.
 """
 
 import argparse
@@ -25,7 +24,6 @@ from circuit_sae.codes.activations import cache_head_acts
 from circuit_sae.codes.health import code_agreement
 from circuit_sae.codes.sae import DiscreteSAE
 from circuit_sae.codes.train import train_sae
-from circuit_sae.core import save_tensors
 from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import get_task, induction_task, ioi_task
 from circuit_sae.data.readers import read_examples
@@ -72,16 +70,6 @@ def measure_truth():
         name = f'{task}-resample' if task in BUILT_IN else task
         out = folder / 'gemma3-270m' / f'{name}.safetensors'
         patch_heads(loaded('gemma3-270m'), patched_pairs(task), out=out, batch_size=16)
-
-
-def measure_means():
-    "Score the heads by the norm of the difference of their class means, on every draw of the tasks."
-    for name, task, draw in itertools.product(MODELS, BUILT_IN + FRESH, range(DRAWS)):
-        path = HERE / 'cells' / f'{name}-{task}-{draw}-means.safetensors'
-        if not path.is_file():
-            bound = bind_task(loaded(name), scored_pairs(task, draw))
-            scores = class_difference(cache_head_acts(bound, batch_size=10)).values
-            save_tensors(path, 'RivalScores', {'mean difference': np.float32(scores)}, bound.identity | dict(draw=draw))
 
 
 def measure_rivals():
@@ -178,7 +166,6 @@ if __name__ == '__main__':
     if 'truth' in steps:
         measure_truth()
     if 'scores' in steps:
-        measure_means()
         measure_rivals()
     if 'codes' in steps:
         measure_codes()
