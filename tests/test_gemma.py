@@ -8,12 +8,11 @@ The notebook models/02_weights tests the same steps on a tiny Gemma in every run
 import os
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
 
-from circuit_sae.core import InputError, cache_dir
+from circuit_sae.core import InputError, cache_dir, read_tensors
 from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import get_task
 from circuit_sae.models.behaviour import check_behaviour
@@ -74,8 +73,8 @@ def test_saved_effects_belong_to_it(model):
 
 
 def test_saved_scores_belong_to_it(model):
-    "A cell of the table behind the page checks/transfer."
+    "A cell of the tables behind the pages benchmarks/rivals and checks/transfer."
     scores = attribute_heads(model, get_task('greater_than', n=20, seed=0), batch_size=10)
-    table = pd.read_parquet(ROOT / f'nbs/checks/transfer/{NAME}.parquet')
-    cell = table[(table.task == 'greater_than') & (table.draw == 0) & (table.method == 'attribution patching')]
-    np.testing.assert_allclose(scores.values, cell.scores.iloc[0], atol=1e-4)
+    cell = ROOT / f'nbs/benchmarks/rivals/cells/{NAME}-greater_than-0-proposed.safetensors'
+    saved = read_tensors(cell, 'RivalScores', 'scores of rivals')[0]
+    np.testing.assert_allclose(scores.values, saved['AtP, logit_diff'], atol=1e-4)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABLATIONS', 'mean_z', 'Substitutes', 'kl_div', 'default_metric', 'pair_metric', 'HeadEffects', 'position_mask',
-           'effects_record', 'new_effects', 'PatchPasses', 'similar_pairs', 'patch_heads']
+           'effects_record', 'new_effects', 'PatchPasses', 'similar_pairs', 'check_swapped', 'patch_heads']
 
 # %% ../../nbs/causal/00_patching.ipynb #feefd6bb
 import json
@@ -484,6 +484,24 @@ def _head_mask(heads, effects):
         mask[[effects.index(h) for h in heads]] = True
     return mask
 
+# %% ../../nbs/causal/00_patching.ipynb #9e186e45
+def check_swapped(
+    bound,  # A `BoundTask`
+    metric,  # A key of `METRICS`, 'kl_div', or a function of (logits, answers, wrong answers)
+):
+    "Raise `InputError` for a swapped task if exchanged answers do more to the metric than change its sign."
+    if not bound.task.is_swapped or metric == 'kl_div':
+        return
+    function = get_metric(metric)
+    logits = torch.randn(3, bound.model.cfg.d_vocab, generator=torch.Generator().manual_seed(0))
+    some, others = [(0,), (1, 2), (3,)], [(4,), (3,), (5, 6)]
+    if not torch.allclose(function(logits, some, others), -function(logits, others, some), atol=1e-4):
+        raise InputError(
+            f"metric '{metric_name(metric)}' does not just change its sign when answers and wrong answers are "
+            "exchanged, so on a swapped task it measures something else. Use metric='logit_diff'.",
+            code='one-sided-metric',
+        )
+
 # %% ../../nbs/causal/00_patching.ipynb #bc69e1eb
 def patch_heads(
     model,  # A TransformerLens bridge, or a `BoundTask`
@@ -502,12 +520,15 @@ def patch_heads(
        replaced by its `z` on the negative, by its mean or by zero. Rows of several layers share a forward pass.
     3. effect = (metric on positives - metric with the head patched) / (metric on positives - metric on negatives), each
        summed over pairs.
+
+    `task.swapped()` gives the other direction: the negatives are run and patched with the positives' `z` (denoising).
     """
     bound = bind_task(model, task)
     check_model(bound, 'patching')
     measure = pair_metric(metric)
     answers = measure is not _kl_metric
     check_pairs(bound, answers, equal_length=False, long_answers=True)
+    check_swapped(bound, metric)
     one_of(ablation, ABLATIONS, 'ablation')
     effects = _begin(effects_record(bound, ablation, positions, metric), out)
     wanted = _head_mask(heads, effects)

@@ -296,7 +296,7 @@ TASKS = dict(ioi=ioi_task, greater_than=greater_than_task, docstring=docstring_t
 
 
 def get_task(
-    name: str,  # A key of `TASKS`, or the path of a file or folder of pairs, see `read_table`
+    name: str,  # A key of `TASKS`, also with `-swapped` behind it; or the path of a file or folder of pairs
     n: int = 250,  # Number of pairs; of a file, at most as many
     seed: int = 0,  # Seed of the draw; a file is read from the top
     **kwargs,  # For a file: arguments of `Task.from_data`
@@ -306,7 +306,9 @@ def get_task(
     is_path = path.suffix.lower() in FILE_KINDS or re.search(r'[/\\]', str(name)) or (name and path.exists())
     if name not in TASKS and is_path:
         return Task.from_data(path, **kwargs).take(n)
-    return TASKS[one_of(name, TASKS, 'task')](n=n, seed=seed)
+    base = name.removesuffix('-swapped') if isinstance(name, str) else name
+    task = TASKS[one_of(base, TASKS, 'task')](n=n, seed=seed)
+    return task if base == name else task.swapped()
 
 # %% ../../nbs/data/02_prompts.ipynb #e81288bf
 def _training_texts():

@@ -8,7 +8,7 @@ __all__ = ['ANSWER_TOKENS', 'Encoder', 'TaskTokens', 'first_difference', 'tokeni
 # %% ../../nbs/data/01_tasks.ipynb #47440d13
 import json
 import random
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -401,6 +401,12 @@ def negatives(self: Task) -> list:
     "Return the negative prompts."
     return [e.negative for e in self.examples]
 
+# %% ../../nbs/data/01_tasks.ipynb #f23dc13d
+@patch(as_prop=True)
+def is_swapped(self: Task) -> bool:
+    "Return whether positives and negatives are exchanged, see `swapped`."
+    return bool(self.settings.get('swapped'))
+
 # %% ../../nbs/data/01_tasks.ipynb #21c8ca97
 def _draw_pairs(task, fits=None):
     "Return the pairs of a list, or the first `n` candidates of a recipe that fit."
@@ -410,10 +416,10 @@ def _draw_pairs(task, fits=None):
     pairs = []
     seen = set()
     for tried, example in enumerate(islice(task.source(random.Random(task.seed)), most), 1):
-        is_repeated = example.positive in seen and tried < 25 * task.n
-        if is_repeated or (fits is not None and not fits(example)):
+        key = example.negative if task.is_swapped else example.positive
+        if (key in seen and tried < 25 * task.n) or (fits is not None and not fits(example)):
             continue
-        seen.add(example.positive)
+        seen.add(key)
         pairs.append(example)
         if len(pairs) == task.n:
             return pairs
@@ -569,6 +575,36 @@ def check(
     from circuit_sae.models.behaviour import check_behaviour
 
     return check_behaviour(model, self, batch_size)
+
+# %% ../../nbs/data/01_tasks.ipynb #4069decd
+def _swap(example):
+    "Return a pair with the prompts exchanged, and the answers with the wrong answers."
+    return type(example)(example.negative, example.positive, example.wrong, example.answer)
+
+
+def _swap_all(rng, source):
+    "Yield the pairs of a recipe, each of them swapped."
+    return map(_swap, source(rng))
+
+# %% ../../nbs/data/01_tasks.ipynb #5737dfc7
+@patch
+def swapped(self: Task) -> Task:
+    """Return the task with positives and negatives exchanged, and answers with wrong answers.
+
+    The effects of patching this task are those of the other direction (denoising), measured on the same pairs. Its name
+    ends in `-swapped`. To swap it again returns the pairs to their first order.
+    """
+    source = partial(_swap_all, source=self.source) if callable(self.source) else list(map(_swap, self.source))
+    task = self._with(source, self.n)
+    task.settings = {k: v for k, v in self.settings.items() if k != 'swapped'}
+    if self.is_swapped:
+        task.name = self.name.removesuffix('-swapped')
+        task.description = self.description.removeprefix('Prompts exchanged. ')
+    else:
+        task.name = f'{self.name}-swapped'
+        task.description = f'Prompts exchanged. {self.description}'
+        task.settings['swapped'] = True
+    return task
 
 # %% ../../nbs/data/01_tasks.ipynb #8f4c287a
 @patch

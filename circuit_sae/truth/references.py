@@ -165,7 +165,7 @@ def effects_file(
     ablation: str = 'resample',  # Which ablation replaced the heads' output
 ) -> Path:  # Raises `InputError` with the nearest name if there is no such file
     "Return the path of a file of effects that is part of the package."
-    found = [p.stem.split('-') for p in sorted(_effects_dir(model).glob('*.safetensors'))]
+    found = [p.stem.rsplit('-', 1) for p in sorted(_effects_dir(model).glob('*.safetensors'))]
     name = one_of(getattr(task, 'name', task), sorted({t for t, _ in found}), 'task with measured effects')
     one_of(ablation, [a for t, a in found if t == name], 'measured ablation')
     return _effects_dir(model) / f'{name}-{ablation}.safetensors'

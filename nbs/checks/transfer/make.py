@@ -1,16 +1,15 @@
 """Measure what the page checks/transfer shows; every step keeps what its table has already.
 
-    python nbs/checks/transfer/make.py behaviour truth scores    both real models (about an hour of one core)
-    python nbs/checks/transfer/make.py codes planted             the autoencoders (two minutes)
+    python nbs/checks/transfer/make.py truth scores     both real models (about half an hour of one core)
+    python nbs/checks/transfer/make.py codes planted    the autoencoders (two minutes)
 
-`scores` continues cell by cell. To measure one method again, give --again 'difference flow'.
+`scores` adds to the cells of benchmarks/rivals the same methods on Gemma and induction.
 """
 
 import argparse
 import itertools
-import os
 import random
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from circuit_sae.bench.meaning import code_information
+from circuit_sae.bench.rivals import score_cell
 from circuit_sae.bench.scorers import class_difference
 from circuit_sae.causal.patching import patch_heads
 from circuit_sae.codes.activations import cache_head_acts
@@ -29,10 +29,7 @@ from circuit_sae.data.prompts import get_task, induction_task, ioi_task
 from circuit_sae.data.readers import read_examples
 from circuit_sae.data.tasks import Task
 from circuit_sae.find import preset_settings
-from circuit_sae.models.behaviour import check_behaviour
 from circuit_sae.models.load import load_model
-from circuit_sae.score.attribution import attribute_heads
-from circuit_sae.score.flow import difference_flow
 from circuit_sae.score.unique_codes import node_scores
 from circuit_sae.truth.evaluate import average_precision, roc_auc
 from circuit_sae.truth.planted import PLANTS, plant
@@ -42,10 +39,10 @@ FRESH_FOLDER = HERE.parent / 'fresh'
 EFFECTS = HERE.parents[2] / 'circuit_sae' / 'assets' / 'effects'
 MODELS = ['smollm2-135m', 'gemma3-270m']
 BUILT_IN = ['ioi', 'greater_than', 'docstring', 'induction']
-FRESH = ['agreement', 'capitals', 'languages', 'pronouns', 'succession', 'opposites', 'plurals']
+FRESH = ['agreement', 'capitals']  # the fresh tasks on which the heads of both models were patched
 N_PAIRS, DRAWS = 20, 3
 KINDS = ['own', 'own, other prompts', 'another model', 'untrained']  # autoencoders of the planted models
-loaded = cache(load_model)
+loaded = lru_cache(maxsize=1)(load_model)  # one model at a time, which saves memory
 
 
 def judged_pairs(task):
@@ -66,57 +63,20 @@ def scored_pairs(task, draw):
     return Task.from_data(pairs, task, seed=draw)
 
 
-def save_table(table, path):
-    "Write a table, whole or not at all."
-    table.to_parquet(path.with_suffix('.new'), index=False)
-    os.replace(path.with_suffix('.new'), path)
-
-
-def measure_behaviour(models, tasks):
-    "Measure how well the models do the tasks, one row a prompt."
-    path = HERE / 'behaviour.parquet'
-    done = pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=['model', 'task'])
-    for model, task in itertools.product(models, tasks):
-        if not ((done.model == model) & (done.task == task)).any():
-            b = check_behaviour(loaded(model), judged_pairs(task), batch_size=20)
-            columns = dict(model=model, task=task, positive=b.is_positive, logit_diff=b.logit_diff, ok=b.ok)
-            done = pd.concat([done, pd.DataFrame(columns)], ignore_index=True)
-            save_table(done, path)
-
-
-def measure_truth(models, tasks):
+def measure_truth():
     "Patch every head of Gemma; the effects of SmolLM2 were measured before."
-    for model, task in itertools.product(models, tasks):
-        if model != 'smollm2-135m':
-            out = EFFECTS / model / f'{task}-resample.safetensors'
-            patch_heads(loaded(model), patched_pairs(task), out=out, batch_size=16)
+    for task in BUILT_IN + FRESH:
+        folder = EFFECTS if task in BUILT_IN else FRESH_FOLDER / 'truth'
+        name = f'{task}-resample' if task in BUILT_IN else task
+        out = folder / 'gemma3-270m' / f'{name}.safetensors'
+        patch_heads(loaded('gemma3-270m'), patched_pairs(task), out=out, batch_size=16)
 
 
-def score_atp(bound):
-    "Return attribution patching with answers."
-    return attribute_heads(bound, batch_size=10)
-
-
-def score_means(bound):
-    "Return the norm of the difference of the class means of each head."
-    return class_difference(cache_head_acts(bound, batch_size=10))
-
-
-METHODS = {'attribution patching': score_atp, 'difference flow': difference_flow, 'mean difference': score_means}
-
-
-def measure_scores(models, tasks, again=()):
-    "Score the heads of the models on every draw of the tasks, one table a model."
-    for model in models:
-        path = HERE / f'{model}.parquet'
-        done = pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=['task', 'draw', 'method', 'scores'])
-        done = done[~done.method.isin(again)]
-        for method, draw, task in itertools.product(METHODS, range(DRAWS), tasks):
-            if not ((done.method == method) & (done.draw == draw) & (done.task == task)).any():
-                scores = METHODS[method](bind_task(loaded(model), scored_pairs(task, draw)))
-                row = dict(task=task, draw=draw, method=method, scores=np.float32(scores.values))
-                done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
-                save_table(done, path)
+def measure_rivals():
+    "Score the heads of Gemma on induction by the methods of the table of rivals."
+    for draw, group in itertools.product(range(DRAWS), ('flow', 'proposed')):
+        bound = bind_task(loaded('gemma3-270m'), scored_pairs('induction', draw))
+        score_cell(bound, HERE / 'cells', draw, group)
 
 
 def train_all(acts):
@@ -201,15 +161,13 @@ def measure_planted():
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser()
-    parser.add_argument('steps', nargs='+', choices=['behaviour', 'truth', 'scores', 'codes', 'planted'])
-    parser.add_argument('--models', nargs='+', default=MODELS)
-    parser.add_argument('--tasks', nargs='+', default=BUILT_IN + FRESH)
-    parser.add_argument('--again', nargs='+', default=[], help='methods to score again')
-    given = parser.parse_args()
-    for step in given.steps:
-        if step == 'scores':
-            measure_scores(given.models, given.tasks, given.again)
-        elif step in ('behaviour', 'truth'):
-            dict(behaviour=measure_behaviour, truth=measure_truth)[step](given.models, given.tasks)
-        else:
-            dict(codes=measure_codes, planted=measure_planted)[step]()
+    parser.add_argument('steps', nargs='+', choices=['truth', 'scores', 'codes', 'planted'])
+    steps = parser.parse_args().steps
+    if 'truth' in steps:
+        measure_truth()
+    if 'scores' in steps:
+        measure_rivals()
+    if 'codes' in steps:
+        measure_codes()
+    if 'planted' in steps:
+        measure_planted()
