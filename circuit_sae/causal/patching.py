@@ -505,7 +505,7 @@ def check_swapped(
 # %% ../../nbs/causal/00_patching.ipynb #bc69e1eb
 def patch_heads(
     model,  # A TransformerLens bridge, or a `BoundTask`
-    task: Task = None,  # The task, with prompts of equal length in a pair; leave it out if `model` is a `BoundTask`
+    task: Task = None,  # The task; leave it out if `model` is a `BoundTask`
     ablation: str = 'resample',  # 'resample', 'mean' or 'zero'
     positions='all',  # 'all', 'last' or a list of positions, negative ones from the end
     metric='logit_diff',  # A key of `METRICS`, 'kl_div', or a function of (logits, answers, wrong answers)
