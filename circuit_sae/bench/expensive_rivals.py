@@ -76,10 +76,13 @@ class CleanPass:
         self.start = self.mid.clip(substitutes.start(batch))
         self.dz = (self._pop_z() - z_neg)[:, :, self.start :]
 
-    def _keep(self, name, x, hook):
-        self.total[name] = x.detach().clone()
-
 # %% ../../nbs/bench/09_expensive_rivals.ipynb #a5277a43
+@patch
+def _keep(self: CleanPass, name, x, hook):
+    "Keep an activation."
+    self.total[name] = x.detach().clone()
+
+
 @patch
 def _names(self: CleanPass):
     "Return the names of the hooks whose activations are kept."
@@ -87,7 +90,7 @@ def _names(self: CleanPass):
     sites = [f'blocks.{layer}.{site}' for layer in range(self.model.cfg.n_layers) for site in _KEPT]
     return [name for name in known if name.endswith('hook_scale')] + [name for name in sites if name in known]
 
-
+# %% ../../nbs/bench/09_expensive_rivals.ipynb #7ce06c9f
 @patch
 def _pop_z(self: CleanPass):
     "Return every head's `z`, [layer, pair, position, head, d_head], and keep the rest from `start` on."
@@ -161,28 +164,26 @@ def _neuron_hooks(clean, rows, signs):
     return hooks
 
 # %% ../../nbs/bench/09_expensive_rivals.ipynb #7e14e16c
+def _writes_of(dz, rows, head, z):
+    "Return zeros, with the relevant part of the `z` of each row's head."
+    new = torch.zeros_like(z)
+    at = np.arange(len(rows))
+    new[at, :, head] = dz[rows, :, head].to(z)
+    return new
+
+# %% ../../nbs/bench/09_expensive_rivals.ipynb #019f37ea
 @patch
 def relevant_logits(
     self: CleanPass,
     layer: int,  # A layer with attention
-    pattern: str = 'held',  # 'held' or 'relevant'
-    signs: bool = False,  # Apply the sign rule?
-    on_resid=None,  # Called as `on_resid(layer, x)` with the relevant part of each layer's output
+    hooks=(),  # Further hooks, [(hook name, function)]
+    **rules,  # `pattern` and `signs`, as for `relevant_hooks`
 ) -> torch.Tensor:  # float32 [head, pair, d_vocab]
     "Return the relevant logits of every head of a layer, from one forward pass with a row for each head and pair."
     n_heads, n_pairs = layer_heads(self.model, layer).n, len(self.mid.ids)
     head, rows = np.divmod(np.arange(n_heads * n_pairs), n_pairs)
-    at = np.arange(len(rows))
-
-    def write(z):
-        new = torch.zeros_like(z)
-        new[at, :, head] = self.dz[layer][rows, :, head].to(z)
-        return new
-
-    hooks = [edit_hook(self.model, layer, write), *relevant_hooks(self, rows, pattern, signs)]
-    if on_resid:
-        last = range(layer, len(self.mid.resid))
-        hooks += [(f'blocks.{i}.hook_resid_post', lambda x, hook, i=i: on_resid(i, x)) for i in last]
+    write = edit_hook(self.model, layer, partial(_writes_of, self.dz[layer], rows, head))
+    hooks = [write, *relevant_hooks(self, rows, **rules), *hooks]
     x = torch.zeros_like(self.mid.resid[layer][rows])
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # TransformerLens warns of rounding where a norm's scale is replaced.
@@ -299,15 +300,15 @@ def learn_masks(
     losses: list,  # Functions of the masks that return a scalar, one for each batch
     shape: tuple,  # Shape of the masks
     epochs: int = 30,  # Steps on each batch
-    lr: float = 0.05,  # Learning rate of Adam
     penalty: tuple = (1e-4, 0.1),  # Penalty on the sum of the masks at the first and the last step
+    lr: float = 0.05,  # Learning rate of Adam
     seed: int = 0,  # Seed of the order of the batches
 ) -> tuple:  # (mean over steps, masks after the last step), float32 [*shape] each
     "Minimise loss + penalty * sum of the masks, with masks in [0, 1] and a penalty that grows by a constant factor."
     masks = torch.ones(shape, requires_grad=True)
     optimizer = torch.optim.Adam([masks], lr=lr)
-    rng = np.random.default_rng(seed)
-    order = [i for _ in range(epochs) for i in rng.permutation(len(losses))]
+    permutation = np.random.default_rng(seed).permutation
+    order = [i for _ in range(epochs) for i in permutation(len(losses))]
     mean = torch.zeros(shape)
     for i, weight in zip(order, np.geomspace(*penalty, len(order))):
         optimizer.zero_grad()
@@ -319,7 +320,7 @@ def learn_masks(
 
 # %% ../../nbs/bench/09_expensive_rivals.ipynb #d5cf181a
 def _losses(batches, n):
-    "Return the loss of each batch of `MaskedPairs`: its mean distance, divided by that of the negatives of all batches."
+    "Return each batch's loss: its mean distance, divided by the mean distance of the negatives of all batches."
     scale = sum(float(pairs.distance(pairs.negative).sum()) for pairs in batches) / n or 1.0
 
     def loss(masks, pairs):
@@ -327,7 +328,7 @@ def _losses(batches, n):
 
     return [partial(loss, pairs=pairs) for pairs in batches]
 
-
+# %% ../../nbs/bench/09_expensive_rivals.ipynb #68f00dfe
 @scorer('learned masks', seeded=True, causal=True)
 def learned_masks(evidence, metric='kl', ablation='resample', batch_size=10, **settings):
     "Learn a mask for each head under a growing penalty; average it over the steps (arXiv 2104.03514, 2307.03637)."
