@@ -94,12 +94,12 @@ def _names(self: CleanPass):
 @patch
 def _pop_z(self: CleanPass):
     "Return every head's `z`, [layer, pair, position, head, d_head], and keep the rest from `start` on."
-    model, z = self.model, {}
+    model, n_pos, z = self.model, self.mid.ids.shape[1], {}
     for layer in attention_layers(model):
         raw = self.total.pop(f'blocks.{layer}.attn.hook_z')
         z[layer] = as_heads(raw, layer_heads(model, layer), head_shape(model))
     for name, x in self.total.items():
-        axis = 2 if name.endswith('pattern') else 1
+        axis = 2 if x.ndim == 4 and x.shape[2] == n_pos else 1  # patterns and norms of queries have heads before
         self.total[name] = x.narrow(axis, self.start, x.shape[axis] - self.start)
     return stack_heads(model, z)
 
@@ -120,16 +120,20 @@ def _keep_input(kept, name, x, hook):
 
 # %% ../../nbs/bench/09_expensive_rivals.ipynb #f4a00c3c
 def _relevant_neurons(clean, rows, block, kept, signs, x, hook):
-    "Return the relevant output of neurons: f(total) - f(irrelevant)."
-    irrelevant = []
+    "Return the relevant output of neurons."
+    parts = []
     for name in [f'{block}.{site}' for site in _MLP_SITES]:
         if name in kept:
             total, relevant = clean.total[name][rows], kept.pop(name)
-            irrelevant.append(total - (larger_part(relevant, total) if signs else relevant))
+            parts.append((total, larger_part(relevant, total) if signs else relevant))
     activation = mlp_activation(clean.model.blocks[int(block.split('.')[1])].mlp)
-    out = activation(irrelevant[0])
-    out = out if len(irrelevant) == 1 else out * irrelevant[1]
-    return clean.total[f'{block}.mlp.hook_post'][rows] - out
+    pre, relevant_pre = parts[0]
+    out = activation(pre)
+    relevant = out - activation(pre - relevant_pre)
+    if len(parts) == 1:
+        return relevant
+    linear, relevant_linear = parts[1]
+    return (relevant * linear + out * relevant_linear) / 2
 
 # %% ../../nbs/bench/09_expensive_rivals.ipynb #dca5b5f4
 def relevant_hooks(
