@@ -9,7 +9,7 @@ import itertools
 import random
 from pathlib import Path
 
-from circuit_sae.bench.rivals import EXTRA_GROUPS, GROUPS, score_cell
+from circuit_sae.bench.rivals import GROUPS, score_cell
 from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import TASKS, get_task
 from circuit_sae.data.readers import read_examples
@@ -36,7 +36,7 @@ if __name__ == '__main__':
     parser.add_argument('--model', default='smollm2-135m')
     parser.add_argument('--tasks', nargs='+', default=JUDGED + DEVELOPED)
     parser.add_argument('--draws', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--groups', nargs='+', default=[*GROUPS, *EXTRA_GROUPS])
+    parser.add_argument('--groups', nargs='+', default=[*GROUPS, 'flow', 'routes'])
     parser.add_argument('--device', help="'cpu' or 'cuda'; default: a GPU if there is one")
     given = parser.parse_args()
     model = load_model(given.model, given.device)
