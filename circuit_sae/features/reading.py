@@ -846,7 +846,7 @@ def head_features(
     found,  # The result of `find_circuit`
     head,  # A head in any spelling
     model=None,  # The model; default: loaded by its name, if the features are not in the cache
-    text=None,  # `Documents` or texts to train on, beside the prompts; default: Python's help topics, about 8,000 tokens
+    text=None,  # `Documents` or texts to train on, beside the prompts; default: Python's help topics, 8,000 tokens
     width: int = 512,  # Number of features
     k: int = 8,  # Active features at a token
     steps: int = 800,  # Training steps
