@@ -255,9 +255,21 @@ def test_drawn_edges_cover_every_stratum():
     assert max(rates) - min(rates) <= 1.0 + 1e-9
 
 
-def test_drawn_edges_of_the_package_are_readable():
-    sample = PathEffects.load(effects_file('ioi').parent / 'ioi-drawn-edges.json')
-    truth = reference_edges('ioi-drawn', model='smollm2-135m', effect=0.01)
-    assert sample.reference() == truth and len(sample) >= 300
+DRAWN = {('smollm2-135m', 'ioi'): 0.01, ('smollm2-135m', 'induction'): 0.01, ('smollm2-135m', 'greater_than'): 0.001}
+
+
+@pytest.mark.parametrize(('case', 'effect'), DRAWN.items())
+def test_drawn_edges_of_the_package_are_readable(case, effect):
+    model, task = case
+    sample = PathEffects.load(effects_file(task, model).parent / f'{task}-drawn-edges.json')
+    truth = reference_edges(f'{task}-drawn', model=model, effect=effect)
+    assert sample.reference(effect) == truth and len(sample) >= 300
     assert 0.1 < len(truth) / len(sample) < 0.5
-    assert sample.edges == draw_edges(HeadEffects.load(effects_file('ioi')), len(sample))[0]
+    assert sample.edges == draw_edges(HeadEffects.load(effects_file(task, model)), len(sample))[0]
+
+
+def test_greater_than_has_no_edge_at_one_percent():
+    with pytest.raises(InputError) as e:
+        reference_edges('greater_than-drawn', model='smollm2-135m', effect=0.01)
+    assert e.value.code == 'no-effect' and '1% or more' in str(e.value)
+    assert reference_edges('greater_than-drawn', model='smollm2-135m', effect=0.001).variant.endswith('0.1%')

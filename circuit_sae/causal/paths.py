@@ -6,6 +6,7 @@
 __all__ = ['INPUTS', 'PathEffects', 'patch_paths', 'draw_edges']
 
 # %% ../../nbs/causal/01_paths.ipynb #5ccacb8e
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,10 @@ def _clean_inputs(mid, layer):
     mid.continue_from(layer, layer, torch.arange(len(mid.ids)), mid.resid[layer], 0, hooks)
     return kept
 
+# %% ../../nbs/causal/01_paths.ipynb #3b4672e2
+class _Known(Exception):
+    "End a run as soon as `z` is known, before the rest of the layer and the logits, which nothing reads."
+
 # %% ../../nbs/causal/01_paths.ipynb #8dc1e22d
 def _receiver_z(mid, layer, rows, delta, only, clean, start):
     "Return `z` [row, position, n_heads, d_head] if input `only` alone reads `delta` [row, position, d_model]."
@@ -193,10 +198,15 @@ def _receiver_z(mid, layer, rows, delta, only, clean, start):
     def use_clean(name):
         return lambda x, hook: clean[name][rows][:, start:]
 
+    def keep_and_end(z):
+        kept['z'] = z.clone()
+        raise _Known
+
     hooks = [(f'blocks.{layer}.attn.hook_{i}', use_clean(i)) for i in INPUTS if i != only]
-    hooks.append(edit_hook(mid.model, layer, lambda z: kept.update(z=z.clone())))
+    hooks.append(edit_hook(mid.model, layer, keep_and_end))
     x = mid.resid[layer][rows]
-    mid.continue_from(layer, layer, rows, x + delta.to(x), start, hooks)
+    with contextlib.suppress(_Known):
+        mid.continue_from(layer, layer, rows, x + delta.to(x), start, hooks)
     return kept['z']
 
 # %% ../../nbs/causal/01_paths.ipynb #cb0a6adf

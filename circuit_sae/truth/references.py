@@ -382,7 +382,7 @@ def _large_edges(edges, effects, least):
     sizes = np.abs(np.asarray(effects))
     if not sizes.max() >= least:
         raise InputError(
-            f'no edge has an effect of {least:.1%} or more; the largest is {sizes.max():.2%}. '
+            f'no edge has an effect of {100 * least:g}% or more; the largest is {sizes.max():.2%}. '
             'Choose a smaller threshold.',
             code='no-effect',
         )
@@ -399,7 +399,7 @@ def measured_edges(
     "Return the edges with at least that effect through some input; only the measured pairs are possible."
     large = _large_edges(edges, effects, effect)
     m = made_from
-    variant = f'{m["model"]["name"]} path patching {effect:.0%}'
+    variant = f'{m["model"]["name"]} path patching {100 * effect:g}%'
     source = f'path patching, {m["metric"]}, {m["n_pairs"]} pairs, seed {m["seed"]}'
     return ReferenceEdges(
         large, m['task'], variant, source, m['model']['n_layers'], m['model']['n_heads'], measured=list(edges)
@@ -428,11 +428,6 @@ def reference_edges(
         return _published_edges(task)
     folder = _effects_dir(model)
     names = sorted(p.stem.removesuffix('-edges') for p in folder.glob('*-edges.json'))
-    if not names:
-        raise InputError(
-            f"no edges were measured in '{model}'. Measure them with `patch_paths`, or use another model.",
-            code='no-reference',
-        )
     name = one_of(getattr(task, 'name', task), names, 'task with measured edges')
     edges, effects, made_from = read_edges(folder / f'{name}-edges.json')
     return measured_edges(edges, effects, made_from, effect)

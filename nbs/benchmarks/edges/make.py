@@ -1,12 +1,14 @@
 """Judge scores of edges by path patching; rows that the file has already are not computed again.
 
 python nbs/benchmarks/edges/make.py nbs/benchmarks/edges/table.csv --draws 0 1 2 3 4
+python nbs/benchmarks/edges/make.py nbs/benchmarks/edges/table.csv --model gemma3-270m --draws 0 1
 
 Several processes share the work by `--tasks` and `--draws`, each with a file of its own, which
 `nbs/benchmarks/merge.py` joins.
 
-The truth are the edges that come with the package: 360 drawn pairs of heads, see `draw_edges`. An edge is true if the
-effect through its strongest input is at least 1 % of the change of the metric. Only this script reads the truth.
+The truth are the edges that come with the package: 360 drawn pairs of heads, see truth.py. An edge is true if the
+effect through its strongest input is at least 1 % of the change of the metric, or the smaller fraction that stands in
+`SMALLER` for a task whose heads do not act through other heads. Only this script reads the truth.
 """
 
 import argparse
@@ -25,15 +27,17 @@ from circuit_sae.truth.evaluate import average_precision
 from circuit_sae.truth.references import effects_file, reference_edges
 
 N_PAIRS = 20
-TASKS = ['ioi', 'induction']
+TASKS = ['ioi', 'induction', 'greater_than']
+SMALLER = {('smollm2-135m', 'greater_than'): 0.001}
 BY_TRUTH = 'product of the true effects'
 
 
 def judge(scores, task, model):
-    "Return the average precision of scores of edges, and the fraction of true edges."
-    truth = reference_edges(f'{task}-drawn', model=model, effect=0.01)
+    "Return the average precision of scores of edges, the fraction of true edges, and the smallest true effect."
+    effect = SMALLER.get((model, task), 0.01)
+    truth = reference_edges(f'{task}-drawn', model=model, effect=effect)
     chance = truth.mask()[truth.possible()].mean()
-    return dict(average_precision=average_precision(scores, truth), chance=float(chance))
+    return dict(average_precision=average_precision(scores, truth), chance=float(chance), effect=effect)
 
 
 def compute(bound, method, model):
