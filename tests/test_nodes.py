@@ -255,7 +255,8 @@ def test_drawn_edges_cover_every_stratum():
     assert max(rates) - min(rates) <= 1.0 + 1e-9
 
 
-DRAWN = {('smollm2-135m', 'ioi'): 0.01, ('smollm2-135m', 'induction'): 0.01, ('smollm2-135m', 'greater_than'): 0.001}
+DRAWN = {(model, task): 0.01 for model in ('smollm2-135m', 'gemma3-270m') for task in ('ioi', 'induction', 'greater_than')}
+DRAWN['smollm2-135m', 'greater_than'] = 0.001
 
 
 @pytest.mark.parametrize(('case', 'effect'), DRAWN.items())
@@ -264,7 +265,7 @@ def test_drawn_edges_of_the_package_are_readable(case, effect):
     sample = PathEffects.load(effects_file(task, model).parent / f'{task}-drawn-edges.json')
     truth = reference_edges(f'{task}-drawn', model=model, effect=effect)
     assert sample.reference(effect) == truth and len(sample) >= 300
-    assert 0.1 < len(truth) / len(sample) < 0.5
+    assert 0.03 < len(truth) / len(sample) < 0.5
     assert sample.edges == draw_edges(HeadEffects.load(effects_file(task, model)), len(sample))[0]
 
 
