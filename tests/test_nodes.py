@@ -255,7 +255,9 @@ def test_drawn_edges_cover_every_stratum():
     assert max(rates) - min(rates) <= 1.0 + 1e-9
 
 
-DRAWN = {(model, task): 0.01 for model in ('smollm2-135m', 'gemma3-270m') for task in ('ioi', 'induction', 'greater_than')}
+DRAWN = {
+    (model, task): 0.01 for model in ('smollm2-135m', 'gemma3-270m') for task in ('ioi', 'induction', 'greater_than')
+}
 DRAWN['smollm2-135m', 'greater_than'] = 0.001
 
 
