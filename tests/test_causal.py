@@ -257,12 +257,12 @@ def test_clean_passes_are_kept_between_calls(bound, monkeypatch):
     runs = []
     monkeypatch.setattr(verify, 'clean_pass', lambda *args: runs.append(1) or clean_pass(*args))
     measure = verify.SetMeasure(few)
-    first = measure(np.ones((1, n), dtype=bool))[0]
+    first = measure.run(np.ones((1, n), dtype=bool))[0]
     n_runs = len(runs)
-    second = measure(np.stack([np.zeros(n, dtype=bool), np.ones(n, dtype=bool)]))[0]
+    second = measure.run(np.stack([np.zeros(n, dtype=bool), np.ones(n, dtype=bool)]))[0]
     assert len(runs) == n_runs == len(measure.batches) and (first[0, 0] == second[0, 1]).all()
     several = verify.SetMeasure(few, batch_size=2)
-    several(np.ones((1, n), dtype=bool))
+    several.run(np.ones((1, n), dtype=bool))
     assert not several.kept
 
 

@@ -314,7 +314,7 @@ def learn_masks(
     permutation = np.random.default_rng(seed).permutation
     order = [i for _ in range(epochs) for i in permutation(len(losses))]
     mean = torch.zeros(shape)
-    for i, weight in zip(order, np.geomspace(*penalty, len(order))):
+    for i, weight in zip(order, np.geomspace(penalty[0], penalty[1], len(order))):
         optimizer.zero_grad()
         (losses[i](masks) + float(weight) * masks.sum()).backward()
         optimizer.step()

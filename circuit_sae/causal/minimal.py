@@ -35,7 +35,7 @@ class SetFaithfulness:
     def run(self, sets):
         "Return the metric on positives with each set, float [set, pair]."
         self.n_runs += len(sets)
-        return self.measure(sets)[0][0].astype(float)
+        return self.measure.run(sets)[0][0].astype(float)
 
     def __call__(
         self,

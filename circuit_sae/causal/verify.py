@@ -271,7 +271,7 @@ def passes(self: SetMeasure, i):
 
 # %% ../../nbs/causal/02_verify.ipynb #973c7fa0
 @patch
-def __call__(
+def run(
     self: SetMeasure,
     sets,  # The heads that are not ablated, bool [set, n_layers * n_heads]
 ) -> tuple:  # (metric on positives, float32 [ablation, set, pair]; on negatives without ablation, float32 [pair])
@@ -299,7 +299,7 @@ def measure_sets(
     batch_size: int = 128,  # Pairs in a batch; a smaller batch runs with several sets in one pass
 ) -> tuple:  # (metric on positives, float32 [ablation, set, pair]; on negatives without ablation, float32 [pair])
     "Measure the positives once with each set of heads and each ablation."
-    return SetMeasure(bind_task(model, task), ablations, metric, batch_size)(sets)
+    return SetMeasure(bind_task(model, task), ablations, metric, batch_size).run(sets)
 
 # %% ../../nbs/causal/02_verify.ipynb #846b7415
 class Verification:
@@ -429,7 +429,7 @@ def _measure_kinds(measure, sets, ends):
     "Return the metric by kind of set, float32 [ablation, set, pair] each, and on negatives; run equal sets once."
     others = {kind: rows for kind, rows in sets.items() if kind not in ('all', 'none')}
     rows, which = np.unique(np.concatenate([*others.values()]), axis=0, return_inverse=True)
-    measured, negative = measure(rows)
+    measured, negative = measure.run(rows)
     stops = np.cumsum([len(s) for s in others.values()])[:-1]
     parts = np.split(measured[:, which.ravel()], stops, axis=1)
     return dict(all=ends[:, :1], none=ends[:, 1:], **dict(zip(others, parts))), negative
@@ -468,7 +468,7 @@ def verify_circuit(
     record |= dict(n_random=n_random, n_subsets=n_subsets, draws_seed=seed)
     sets = head_sets(mask, size[1], n_random, n_subsets, seed)
     measure = SetMeasure(bound, kinds, metric, batch_size)
-    ends = measure(np.r_[sets['all'], sets['none']])[0]
+    ends = measure.run(np.r_[sets['all'], sets['none']])[0]
     check_gap(ends, kinds, record['metric'])
     measured, negative = _measure_kinds(measure, sets, ends)
     return Verification([h for h, c in zip(all_heads(*size), mask) if c], measured, negative, record, scores)
