@@ -410,17 +410,17 @@ def score_cell(
     bound,  # A `BoundTask`
     out,  # Folder for the scores
     draw: int,  # Seed of the prompts
-    group: str,  # A key of `GROUPS` or of `EXTRA_GROUPS`
+    group: str,  # A key of `GROUPS` or of `EXTRA_GROUPS`; with `rivals`, any name
+    rivals=None,  # `Rival`s to score; default: the methods of the group
 ) -> Path:  # The file of the cell and group
     "Score one cell by a group of methods and keep the scores; do nothing if the file is there."
-    one_of(group, [*GROUPS, *EXTRA_GROUPS], 'group of methods')
+    if rivals is None:
+        one_of(group, [*GROUPS, *EXTRA_GROUPS], 'group of methods')
     info = bound.identity | dict(draw=draw)
-    path = (
-        Path(out)
-        / f'{info["model"]["name"]}-{bound.name}-{draw}-{group.replace(", ", "-").replace(" ", "-")}.safetensors'
-    )
+    named = group.replace(', ', '-').replace(' ', '-')
+    path = Path(out) / f'{info["model"]["name"]}-{bound.name}-{draw}-{named}.safetensors'
     if not path.is_file():
-        scores = _score_group(bound, group)
+        scores = _score_group(bound, group) if rivals is None else score_rivals(bound, rivals)
         arrays = {name: np.asarray(values, dtype=np.float32) for name, values in scores.items()}
         save_tensors(path, 'RivalScores', arrays, info)
     return path

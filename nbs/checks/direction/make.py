@@ -10,11 +10,8 @@ import argparse
 import itertools
 from pathlib import Path
 
-import numpy as np
-
-from circuit_sae.bench.rivals import FIVE, Rival, score_rivals
+from circuit_sae.bench.rivals import FIVE, Rival, score_cell
 from circuit_sae.causal.patching import patch_heads
-from circuit_sae.core import save_tensors
 from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import get_task
 from circuit_sae.models.load import load_model, model_identity
@@ -45,17 +42,6 @@ def patch_swapped(model, name):
     return patch_heads(model, task, out=out, batch_size=16)
 
 
-def score_cell(model, name, draw, group):
-    "Score the heads on twenty pairs by every method of a group and keep the scores."
-    bound = bind_task(model, get_task(name, n=20, seed=draw))
-    info = bound.identity | dict(draw=draw)
-    path = HERE / 'cells' / f'{info["model"]["name"]}-{name}-{draw}-{group}.safetensors'
-    if not path.is_file():
-        scores = score_rivals(bound, GROUPS[group])
-        save_tensors(path, 'RivalScores', {k: np.float32(values) for k, values in scores.items()}, info)
-    return path
-
-
 if __name__ == '__main__':
     parser = argparse.ArgumentParser()
     parser.add_argument('steps', nargs='+', choices=['truth', 'scores'])
@@ -70,4 +56,5 @@ if __name__ == '__main__':
             print(patch_swapped(model, task), flush=True)
     if 'scores' in given.steps:
         for group, draw, task in itertools.product(given.groups, given.draws, given.tasks):
-            print(score_cell(model, task, draw, group), flush=True)
+            bound = bind_task(model, get_task(task, n=20, seed=draw))
+            print(score_cell(bound, HERE / 'cells', draw, group, GROUPS[group]), flush=True)

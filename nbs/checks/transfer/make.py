@@ -8,7 +8,6 @@
 
 import argparse
 import itertools
-import random
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from circuit_sae.codes.sae import DiscreteSAE
 from circuit_sae.codes.train import train_sae
 from circuit_sae.data.batches import bind_task
 from circuit_sae.data.prompts import get_task, induction_task, ioi_task
-from circuit_sae.data.readers import read_examples
 from circuit_sae.data.tasks import Task
 from circuit_sae.find import preset_settings
 from circuit_sae.models.load import load_model
@@ -37,7 +35,6 @@ from circuit_sae.truth.planted import PLANTS, plant
 HERE = Path(__file__).resolve().parent
 FRESH_FOLDER = HERE.parent / 'fresh'
 EFFECTS = HERE.parents[2] / 'circuit_sae' / 'assets' / 'effects'
-MODELS = ['smollm2-135m', 'gemma3-270m']
 BUILT_IN = ['ioi', 'greater_than', 'docstring', 'induction']
 FRESH = ['agreement', 'capitals']  # the fresh tasks on which the heads of both models were patched
 N_PAIRS, DRAWS = 20, 3
@@ -45,22 +42,11 @@ KINDS = ['own', 'own, other prompts', 'another model', 'untrained']  # autoencod
 loaded = lru_cache(maxsize=1)(load_model)  # one model at a time, which saves memory
 
 
-def judged_pairs(task):
-    "Return the pairs on which a model is judged: 40 of a built-in task, or all 120 of a file."
-    return get_task(task, n=40, seed=1000) if task in BUILT_IN else Task.from_file(FRESH_FOLDER / f'{task}.csv')
-
-
 def patched_pairs(task):
     "Return the pairs of the ground truth: 40 of a built-in task, or the 16 of a file."
-    return judged_pairs(task) if task in BUILT_IN else Task.from_file(FRESH_FOLDER / f'truth/{task}.csv')
-
-
-def scored_pairs(task, draw):
-    "Return the pairs of one draw of a task."
     if task in BUILT_IN:
-        return get_task(task, n=N_PAIRS, seed=draw)
-    pairs = random.Random(draw).sample(read_examples(FRESH_FOLDER / f'{task}.csv'), N_PAIRS)
-    return Task.from_data(pairs, task, seed=draw)
+        return get_task(task, n=40, seed=1000)
+    return Task.from_file(FRESH_FOLDER / f'truth/{task}.csv')
 
 
 def measure_truth():
@@ -75,7 +61,7 @@ def measure_truth():
 def measure_rivals():
     "Score the heads of Gemma on induction by the methods of the table of rivals."
     for draw, group in itertools.product(range(DRAWS), ('flow', 'proposed')):
-        bound = bind_task(loaded('gemma3-270m'), scored_pairs('induction', draw))
+        bound = bind_task(loaded('gemma3-270m'), get_task('induction', n=N_PAIRS, seed=draw))
         score_cell(bound, HERE / 'cells', draw, group)
 
 
