@@ -301,8 +301,10 @@ def _soften(pattern, hook=None, temperature=2.0):
 def softer_softmax(
     model,  # A TransformerLens bridge
     temperature: float = 2.0,  # 1: the gradient as it is
-) -> list:  # [(hook name, function)]
+) -> list:  # [(hook name, function)]; none for 1
     "Return hooks that give every softmax the gradient of a softmax at a higher temperature."
+    if temperature == 1:
+        return []
     hook = partial(_soften, temperature=temperature)
     names = [f'blocks.{layer}.attn.hook_pattern' for layer in attention_layers(model)]
     return [(name, hook) for name in names if name in hook_names(model)]
@@ -464,7 +466,7 @@ def attribute_heads(
     check_model(bound, 'attribution')
     place = _place(steps, at)
     check_pairs(bound, answers=needs_answers, equal_length=place != 'positive', long_answers=True)
-    rules = [*rules, *(softer_softmax(bound.model, temperature) if temperature != 1 else ())]
+    rules = [*rules, *softer_softmax(bound.model, temperature)]
     pooled = None if bound.long_answers else pooled
     effects, changes = _all_effects(bound, batch_size, metric=metric, at=place, rules=rules, pooled=pooled)
     check_difference(changes.sum(), bound.n)

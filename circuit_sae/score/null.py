@@ -78,8 +78,7 @@ def crossed_effects(
     "Return the attribution of every head on every pair towards the answers of every pair."
     n = bound.n
     if not settings and not bound.long_answers:
-        rules = softer_softmax(bound.model, temperature) if temperature != 1 else []
-        return _crossed_at_positives(bound, get_metric(metric), rules)
+        return _crossed_at_positives(bound, get_metric(metric), softer_softmax(bound.model, temperature))
     own = np.arange(n)
     crossed = np.empty((n, n, bound.model.cfg.n_layers * bound.model.cfg.n_heads))
     settings |= dict(metric=metric, temperature=temperature, summary='sum')
