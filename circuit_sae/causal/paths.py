@@ -17,7 +17,7 @@ from ..core import InputError, head_index, parse_head, progress, save_json, vers
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.behaviour import get_metric
-from ..models.forward import run
+from ..models.forward import PassEnded, run
 from ..models.rerun import Midway, edit_hook
 from ..models.support import check_model
 from ..models.writes import write_matrices
@@ -186,10 +186,6 @@ def _clean_inputs(mid, layer):
     mid.continue_from(layer, layer, torch.arange(len(mid.ids)), mid.resid[layer], 0, hooks)
     return kept
 
-# %% ../../nbs/causal/01_paths.ipynb #3b4672e2
-class _Known(Exception):
-    "End a run as soon as `z` is known, before the rest of the layer and the logits, which nothing reads."
-
 # %% ../../nbs/causal/01_paths.ipynb #8dc1e22d
 def _receiver_z(mid, layer, rows, delta, only, clean, start):
     "Return `z` [row, position, n_heads, d_head] if input `only` alone reads `delta` [row, position, d_model]."
@@ -200,12 +196,12 @@ def _receiver_z(mid, layer, rows, delta, only, clean, start):
 
     def keep_and_end(z):
         kept['z'] = z.clone()
-        raise _Known
+        raise PassEnded
 
     hooks = [(f'blocks.{layer}.attn.hook_{i}', use_clean(i)) for i in INPUTS if i != only]
     hooks.append(edit_hook(mid.model, layer, keep_and_end))
     x = mid.resid[layer][rows]
-    with contextlib.suppress(_Known):
+    with contextlib.suppress(PassEnded):
         mid.continue_from(layer, layer, rows, x + delta.to(x), start, hooks)
     return kept['z']
 

@@ -17,7 +17,7 @@ from ..core import InputError, all_heads, head_index, one_of, progress
 from ..data.batches import bind_task, check_pairs, pair_batches
 from ..data.tasks import Task
 from ..models.forward import first_positions, forward, hooked, last_logits
-from ..models.rerun import Midway, edit_hook, reruns, run_edited
+from ..models.rerun import Midway, edit_hook, joined_cache, reruns, run_edited
 from ..models.writes import layer_heads
 from ..stats import effect_size, share
 
@@ -78,15 +78,6 @@ def _branch(resid, parents, x, hook):
     old = x.unflatten(0, (-1, len(resid)))[parents[n_clean:]].flatten(0, 1)
     return torch.cat([new, old]) if n_clean else old
 
-
-def _row_cache(mid, n_rows, start):
-    "Return a cache with the clean keys and values before `start`, for the rows of each layer."
-    cached = []
-    for n, (k, v) in zip(n_rows, mid.kv):
-        prompts = torch.arange(len(mid.ids)).repeat(n) if n else torch.zeros(1, dtype=int)
-        cached.append([x[prompts.to(x.device)] for x in (k, v)])
-    return first_positions(cached, slice(None), start)
-
 # %% ../../nbs/causal/02_verify.ipynb #0cddc08c
 @torch.no_grad()
 def run_branches(
@@ -104,8 +95,11 @@ def run_branches(
             hooks += [(f'blocks.{layer}.hook_in', branch), *edits(layer, kept)]
     if not hooks:
         return mid.logits[None].repeat(len(last), 1, 1)
-    n_rows = [len(parents) for parents, _ in layers]
-    cache = dict(past_key_values=_row_cache(mid, n_rows, start), start=start) if start else {}
+    cache = {}
+    if start:
+        ends = [len(parents) * len(mid.ids) for parents, _ in layers]
+        rows = torch.arange(len(mid.ids)).repeat(len(keep))
+        cache = dict(past_key_values=joined_cache(mid.kv, rows, ends, start), start=start)
     with hooked(mid.model, hooks):
         one_row = mid.ids[:1, start:]  # every row has the same mask
         logits = last_logits(forward(mid.model, one_row, scored=False, **cache))
@@ -204,8 +198,8 @@ class SetPasses:
 def can_branch(
     mid,  # What `clean_pass` returns
 ) -> bool:
-    "Return whether rows can begin at later layers; to score an answer of several tokens, a row needs its own tokens."
-    return mid is not None and mid.shortcuts.join and not mid.scored
+    "Return whether rows can begin at later layers."
+    return mid is not None and mid.can_join
 
 
 @patch

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..core import InputError, once_a_model, one_of, parse_head
 from circuit_sae.models.forward import (
+    PassEnded,
     as_ids,
     behind_end,
     check_length,
@@ -170,17 +171,6 @@ def site_width(
     return own.size if site.head is not None else own.n * own.size
 
 # %% ../../nbs/features/00_sites.ipynb #a02d8405
-class _Enough(Exception):
-    "Ends a forward pass when every site has been read."
-
-
-@contextlib.contextmanager
-def _until_enough():
-    "Let the block end early, without an error, by raising `_Enough`."
-    with contextlib.suppress(_Enough):
-        yield
-
-
 def _full_forward(model, ids, lengths=None):
     "Run the model's own forward with logits at all positions; return them."
     ids = as_ids(model, ids)
@@ -223,10 +213,10 @@ def read_sites(
     def keep(site, x):
         kept[site] = x.detach().float().clone()
         if len(kept) == len(set(sites)):
-            raise _Enough
+            raise PassEnded
 
     hooks = [hook for site in dict.fromkeys(sites) for hook in _read_hooks(model, site, keep)]
-    with hooked(model, hooks), _until_enough():
+    with hooked(model, hooks), contextlib.suppress(PassEnded):
         _full_forward(model, ids, lengths)
     for site, x in kept.items():
         _check_activation(model, site, x, lengths)
